@@ -1,0 +1,5 @@
+"""The arithmetic of model sizes: pure functions of ModelConfig, exact where exactness is possible."""
+
+from minik2.sizing.parameters import Parameters, parameters
+
+__all__ = ["Parameters", "parameters"]
