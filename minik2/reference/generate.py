@@ -1,0 +1,52 @@
+"""Plain generation: predict, pick, append, repeat. Every step reads the whole sequence again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minik2 import tokens as token_ids
+
+if TYPE_CHECKING:
+    from minik2.reference.model import Model
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def pick(logits: Array, temperature: float, rng: np.random.Generator) -> Array:
+    """The next token of each row: logits (B, vocab) -> (B,) int64.
+
+    Temperature 0 takes the largest logit; otherwise a draw from softmax(logits / temperature).
+    """
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    # The largest of logits + Gumbel noise is distributed as softmax(logits).
+    noise = rng.gumbel(size=logits.shape)
+    return (logits.astype(np.float64) / temperature + noise).argmax(axis=-1)
+
+
+def generate(
+    model: Model, tokens: Array, max_new_tokens: int, temperature: float, seed: int
+) -> Array:
+    """The prompt and its continuation, (B, T + max_new_tokens) int64. See `Model.generate`."""
+    out = token_ids.check(tokens, model.cfg)
+    check_request(out.shape[1], max_new_tokens, temperature, model.cfg.max_position_embeddings)
+    rng = np.random.default_rng(seed)
+    for _ in range(max_new_tokens):
+        logits = model(out)[:, -1]
+        out = np.concatenate([out, pick(logits, temperature, rng)[:, None]], axis=1)
+    return out
+
+
+def check_request(prompt: int, max_new_tokens: int, temperature: float, positions: int) -> None:
+    """Refuse, before any work, a request that cannot end well."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, but it is {max_new_tokens}.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, but it is {temperature}.")
+    if prompt + max_new_tokens > positions:
+        raise ValueError(
+            f"A prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's "
+            f"{positions} positions (max_position_embeddings); ask for fewer."
+        )

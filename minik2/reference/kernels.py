@@ -1,0 +1,146 @@
+"""The Numba loops: everything between two matrix products that NumPy would do in many passes.
+
+Unusual here: float32 exponentials are our own polynomial, because it becomes vector code (0.07 ns
+a number where the C library's takes 0.9) and errs by 1.2e-7; float64 keeps the C library's.
+"""
+
+import math
+import os
+
+# OpenMP's idle threads spin for milliseconds by default, on the cores that the next matrix product
+# wants: alternating kernels and products then ran 40 times slower than either. A short spin keeps
+# a parallel region at about 3 microseconds and leaves the cores free. OpenMP reads this once, when
+# it is loaded, so it must stand before Numba's import; a value set by the user wins.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+# Contraction and reordering only: infinities and NaN must survive, they are how trouble shows.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+kernel = njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy", nogil=True)
+
+
+def _exp(x):
+    """e^x; inside compiled code, the implementation below."""
+    return math.exp(x)
+
+
+@overload(_exp, inline="always")
+def _exp_overload(x):
+    if not (isinstance(x, types.Float) and x.bitwidth == 32):
+        return lambda x: math.exp(x)
+
+    def exp32(x):
+        # e^x = 2^n e^f with n the nearest whole number to x / ln 2 and |f| <= ln 2 / 2; ln 2 is
+        # subtracted in two parts so that f keeps all its bits; e^f is Taylor's series, its last
+        # coefficients moved to the least error on the interval.
+        x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+        n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+        f = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606820309417e-06)
+        p = np.float32(1.9875691500e-4)
+        p = p * f + np.float32(1.3981999507e-3)
+        p = p * f + np.float32(8.3334519073e-3)
+        p = p * f + np.float32(4.1665795894e-2)
+        p = p * f + np.float32(1.6666665459e-1)
+        p = p * f + np.float32(5.0000001201e-1)
+        p = p * f * f + f + np.float32(1.0)
+        # 2^n, written straight into a float's exponent bits.
+        bits = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
+        return p * bits.view(np.float32)
+
+    return exp32
+
+
+@kernel
+def rms_norm(x, weight, eps, y, scale):
+    """y[r] = weight x[r] / rms(x[r]) over rows; scale[r] keeps 1 / rms for the backward pass."""
+    rows, width = x.shape
+    for r in prange(rows):
+        total = x.dtype.type(0)
+        for i in range(width):
+            total += x[r, i] * x[r, i]
+        inverse = x.dtype.type(1) / np.sqrt(total / x.dtype.type(width) + eps)
+        scale[r] = inverse
+        for i in range(width):
+            y[r, i] = x[r, i] * inverse * weight[i]
+
+
+@kernel
+def rotate_pairs(x, cos, sin, y, step, other):
+    """Turn pair i of every head, x[t, h, step i] with x[t, h, step i + other], by token t's angle.
+
+    step 2, other 1: interleaved pairs; step 1, other R/2: two halves. x (tokens, heads, R).
+    """
+    tokens, heads, _ = x.shape
+    for t in prange(tokens):
+        for h in range(heads):
+            for i in range(cos.shape[1]):
+                a, b = x[t, h, step * i], x[t, h, step * i + other]
+                y[t, h, step * i] = a * cos[t, i] - b * sin[t, i]
+                y[t, h, step * i + other] = a * sin[t, i] + b * cos[t, i]
+
+
+@kernel
+def causal_softmax(scores, start, scale):
+    """In place: scores (heads, queries, keys) become softmax(scale x scores) over visible keys.
+
+    Query j stands at position start + j and sees keys 0 to start + j; the others become 0.
+    """
+    heads, queries, keys = scores.shape
+    for r in prange(heads * queries):
+        row = scores[r // queries, r % queries]
+        visible = start + r % queries + 1
+        top = row[0]
+        for s in range(1, visible):
+            # A comparison with NaN is false, so NaN is carried on purpose.
+            top = row[s] if row[s] > top or row[s] != row[s] else top
+        total = row.dtype.type(0)
+        for s in range(visible):
+            row[s] = _exp((row[s] - top) * scale)
+            total += row[s]
+        inverse = row.dtype.type(1) / total
+        for s in range(visible):
+            row[s] *= inverse
+        for s in range(visible, keys):
+            row[s] = row.dtype.type(0)
+
+
+@kernel
+def swiglu(gate_up, y):
+    """y = silu(gate) x up, with silu(g) = g / (1 + e^-g).
+
+    gate_up (rows, 2I): gate in the first half of a row, up in the second; y (rows, I).
+    """
+    width = y.shape[1]
+    for r in prange(y.shape[0]):
+        for i in range(width):
+            gate = gate_up[r, i]
+            y[r, i] = gate / (y.dtype.type(1) + _exp(-gate)) * gate_up[r, width + i]
+
+
+@kernel
+def top_k(scores, chosen):
+    """chosen[t] = columns of the largest scores[t], largest first, the lower column on a tie."""
+    tokens, columns = scores.shape
+    for t in prange(tokens):
+        for k in range(chosen.shape[1]):
+            best, where = -np.inf, -1
+            for e in range(columns):
+                taken = False
+                for j in range(k):
+                    taken |= chosen[t, j] == e
+                if not taken and (where < 0 or scores[t, e] > best):
+                    best, where = scores[t, e], e
+            chosen[t, k] = where
+
+
+@kernel
+def combine(rows, position, weights, y):
+    """y[t] += sum over k of weights[t, k] rows[position[t, k]]: experts' outputs back to tokens."""
+    for t in prange(y.shape[0]):
+        for k in range(position.shape[1]):
+            w, p = weights[t, k], position[t, k]
+            for i in range(y.shape[1]):
+                y[t, i] += w * rows[p, i]

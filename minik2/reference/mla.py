@@ -1,0 +1,58 @@
+"""Multi-head latent attention: queries, keys and values squeezed through small latents.
+
+Unusual here: a head's query and key are two vectors end to end. The "nope" part carries content
+and no position; the rotary part carries position, and its key is one vector shared by all heads.
+This is the expanded form, which forms every head's keys and values.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minik2.config import ModelConfig
+from minik2.reference import attention, norm, rope
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def forward(
+    x: Array, weights: Mapping[str, Array], cfg: ModelConfig, cos: Array, sin: Array
+) -> tuple[Array, dict[str, Any]]:
+    """One MLA block without its input norm and residual.
+
+    x: (B, T, D); weights: checkpoint names below `self_attn.`, each (out, in); cos, sin: (T, R/2)
+    from `rope.table`; y: (B, T, D). Source: arXiv 2412.19437 eq. 1-11; the norms on both latents
+    are its §4.2; the shared rotary key is not normalised.
+    """
+    batch, tokens, _ = x.shape
+    heads, nope = cfg.num_attention_heads, cfg.qk_nope_head_dim
+    eps, saved = cfg.rms_norm_eps, {}
+
+    if cfg.q_lora_rank is None:
+        q = x @ weights["q_proj.weight"].T
+    else:
+        q_latent = x @ weights["q_a_proj.weight"].T
+        q_latent, saved["q_a_layernorm"] = norm.forward(
+            q_latent, weights["q_a_layernorm.weight"], eps
+        )
+        q = q_latent @ weights["q_b_proj.weight"].T
+        saved["q_latent"] = q_latent
+    q = q.reshape(batch, tokens, heads, cfg.qk_head_dim)
+
+    compressed = x @ weights["kv_a_proj_with_mqa.weight"].T
+    latent, k_rope = compressed[..., : cfg.kv_lora_rank], compressed[..., cfg.kv_lora_rank :]
+    latent, saved["kv_a_layernorm"] = norm.forward(latent, weights["kv_a_layernorm.weight"], eps)
+
+    q[..., nope:] = rope.rotate(q[..., nope:], cos, sin, cfg.rope_interleave)
+    k_rope = rope.rotate(k_rope[:, :, None], cos, sin, cfg.rope_interleave)
+
+    kv = (latent @ weights["kv_b_proj.weight"].T).reshape(batch, tokens, heads, -1)
+    k = np.empty_like(q)
+    k[..., :nope], k[..., nope:] = kv[..., :nope], k_rope
+    v = kv[..., nope:]
+
+    context, saved["attention"] = attention.forward(q, k, v, rope.softmax_scale(cfg))
+    context = context.reshape(batch, tokens, heads * cfg.v_head_dim)
+    y = context @ weights["o_proj.weight"].T
+    return y, saved | {"x": x, "latent": latent, "k_rope": k_rope[:, :, 0], "context": context}

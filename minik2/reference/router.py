@@ -1,0 +1,73 @@
+"""The router: which experts a token goes to, and with what weight.
+
+Unusual here: the two questions have two answers. The choice looks at score + correction bias; the
+weights come from the scores alone. Letting the bias leak into the weights is the commonest error
+in copies of this model, so the two are kept in two named variables.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minik2.config import ModelConfig
+from minik2.reference import kernels
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def forward(
+    x: Array, weight: Array, bias: Array | None, cfg: ModelConfig
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    """Choose K experts a token.
+
+    x: (tokens, D); weight: (E, D); bias: e_score_correction_bias (E,), None for softmax routers.
+    Returns (indices (tokens, K) int64, weights (tokens, K) in x's dtype), saved. Scores are
+    float32 at least, whatever x is. Ties go to the lower expert number.
+    Source: arXiv 2412.19437 eq. 12-16; grouping as in DeepSeek-V3's inference/model.py.
+    """
+    exact = np.promote_types(x.dtype, np.float32)
+    logits = x.astype(exact, copy=False) @ weight.astype(exact, copy=False).T
+    scores = _sigmoid(logits) if cfg.scoring_func == "sigmoid" else _softmax(logits)
+
+    choice = scores if bias is None else scores + bias.astype(exact, copy=False)
+    if cfg.n_group > 1:
+        choice = _keep_best_groups(choice, cfg)
+    indices = np.empty((len(x), cfg.num_experts_per_tok), np.int64)
+    kernels.top_k(choice, indices)
+
+    weights = np.take_along_axis(scores, indices, axis=1)
+    if cfg.norm_topk_prob:
+        # 1e-20 as in the released code: scores that all underflow give zeros, not NaN.
+        weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
+    weights = (weights * exact.type(cfg.routed_scaling_factor)).astype(x.dtype, copy=False)
+    saved = {"x": x, "scores": scores, "indices": indices, "weights": weights}
+    return (indices, weights), saved
+
+
+def _sigmoid(logits: Array) -> Array:
+    # e^-|l| never overflows; each sign has its own formula.
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _keep_best_groups(choice: Array, cfg: ModelConfig) -> Array:
+    """-inf for every expert outside the topk_group best groups.
+
+    A group is worth its two best biased scores (noaux_tc) or its best score (group_limited_greedy).
+    """
+    tokens = len(choice)
+    grouped = choice.reshape(tokens, cfg.n_group, -1)
+    best = 2 if cfg.topk_method == "noaux_tc" else 1
+    worth = np.sort(grouped, axis=2)[..., -best:].sum(axis=2)
+    kept = np.empty((tokens, cfg.topk_group), np.int64)
+    kernels.top_k(worth, kept)
+    # Not 0: biased scores can be negative, and a masked 0 would then win.
+    masked = np.full_like(grouped, -np.inf)
+    rows = np.arange(tokens)[:, None]
+    masked[rows, kept] = grouped[rows, kept]
+    return masked.reshape(choice.shape)
