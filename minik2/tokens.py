@@ -1,4 +1,4 @@
-"""Token ids: the one check that both engines make before any work."""
+"""Token ids and requests to generate: the checks that both engines make before any work."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def check(tokens: Any, cfg: ModelConfig) -> np.ndarray[Any, np.dtype[np.int64]]:
             f"(0 to {cfg.vocab_size - 1}); was the text encoded for another model?"
         )
     return array.astype(np.int64, copy=False)
+
+
+def check_request(prompt: int, max_new_tokens: int, temperature: float, cfg: ModelConfig) -> None:
+    """Refuse a generation that cannot end well: prompt and max_new_tokens are counts of tokens."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, but it is {max_new_tokens}.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, but it is {temperature}.")
+    if prompt + max_new_tokens > cfg.max_position_embeddings:
+        raise ValueError(
+            f"A prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's "
+            f"{cfg.max_position_embeddings} positions (max_position_embeddings); ask for fewer."
+        )

@@ -31,22 +31,9 @@ def generate(
 ) -> Array:
     """The prompt and its continuation, (B, T + max_new_tokens) int64. See `Model.generate`."""
     out = token_ids.check(tokens, model.cfg)
-    check_request(out.shape[1], max_new_tokens, temperature, model.cfg.max_position_embeddings)
+    token_ids.check_request(out.shape[1], max_new_tokens, temperature, model.cfg)
     rng = np.random.default_rng(seed)
     for _ in range(max_new_tokens):
         logits = model(out)[:, -1]
         out = np.concatenate([out, pick(logits, temperature, rng)[:, None]], axis=1)
     return out
-
-
-def check_request(prompt: int, max_new_tokens: int, temperature: float, positions: int) -> None:
-    """Refuse, before any work, a request that cannot end well."""
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, but it is {max_new_tokens}.")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or positive, but it is {temperature}.")
-    if prompt + max_new_tokens > positions:
-        raise ValueError(
-            f"A prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's "
-            f"{positions} positions (max_position_embeddings); ask for fewer."
-        )

@@ -1,0 +1,10 @@
+"""The same engine in PyTorch, file by file: CPU and GPU, autograd, bfloat16.
+
+Parameters carry the checkpoint's names (experts stacked, as transformers holds them), so a file
+here and its twin in `minik2.reference` can be read side by side.
+"""
+
+from minik2.pytorch import attention, ffn, mla, moe, norm, rope, router
+from minik2.pytorch.model import Model
+
+__all__ = ["Model", "attention", "ffn", "mla", "moe", "norm", "rope", "router"]

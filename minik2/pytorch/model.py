@@ -1,0 +1,181 @@
+"""The whole model in torch: embedding, layers, norm, head, under the checkpoint's names.
+
+Unusual here: `Model.weights` shows every tensor of the checkpoint, experts apart, as a view of
+the parameters, so one dictionary serves initialising, loading, saving and comparing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minik2 import checkpoint, initial
+from minik2 import tokens as token_ids
+from minik2.config import ModelConfig
+from minik2.pytorch import generate, rope
+from minik2.pytorch.ffn import FFN
+from minik2.pytorch.mla import MLA
+from minik2.pytorch.moe import MoE
+from minik2.pytorch.norm import RMSNorm
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); x (B, T, D)."""
+
+    def __init__(self, cfg: ModelConfig, number: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.self_attn = MLA(cfg)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        moe = cfg.is_moe(number)
+        self.mlp = MoE(cfg) if moe else FFN(cfg.hidden_size, cfg.intermediate_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Everything but the head; it exists so that names start with `model.`, as the checkpoint's."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Layer(cfg, n) for n in range(cfg.num_hidden_layers))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+
+class Model(nn.Module):
+    """A decoder-only transformer of the DeepSeek-V3 / Kimi K2 family.
+
+    The constructor leaves PyTorch's own starting values in place; use `init` or
+    `from_pretrained`.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.model = Trunk(cfg)
+        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.cfg.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor of the checkpoint by its name, experts one by one, as views."""
+        held = dict(self.named_parameters()) | dict(self.named_buffers())
+        return {name: _view(held, name) for name in self.cfg.tensor_shapes()}
+
+    @classmethod
+    def empty(cls, cfg: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> Model:
+        """Memory for a model, its values unset; made where it will stay, without a copy."""
+        with torch.device("meta"):
+            model = cls(cfg)
+        model = model.to(dtype).to_empty(device=device)
+        model._tie()  # moving off the meta device made two tensors of one
+        return model
+
+    @classmethod
+    def init(
+        cls,
+        cfg: ModelConfig,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Model:
+        """A model with random weights; the same seed gives the reference the same weights."""
+        model = cls.empty(cfg, device, dtype)
+        model._fill(lambda name, shape: initial.tensor(name, shape, cfg, seed))
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Model:
+        """Load config.json and *.safetensors from a directory in the Hugging Face layout."""
+        cfg = ModelConfig.from_json(Path(directory))
+        source = checkpoint.open_checkpoint(directory, cfg)
+        model = cls.empty(cfg, device, dtype)
+        model._fill(lambda name, shape: source[name])
+        return model
+
+    @torch.no_grad()
+    def _fill(self, value: Any) -> None:
+        for name, tensor in self.weights.items():
+            tensor.copy_(_to_torch(value(name, tuple(tensor.shape))))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and safetensors that `from_pretrained` and transformers load."""
+        arrays = ((name, _to_numpy(tensor)) for name, tensor in self.weights.items())
+        checkpoint.save(directory, self.cfg, arrays)
+
+    def forward(self, tokens: Any) -> Tensor:
+        """Next-token logits: whole numbers (B, T), tensor or array -> (B, T, vocab)."""
+        if not (isinstance(tokens, Tensor) and tokens.device.type != "cpu"):
+            # On a GPU the check would make the host wait for the device at every call.
+            tokens = torch.from_numpy(token_ids.check(tokens, self.cfg)).to(self.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.model.embed_tokens(tokens)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = rope.table(self.cfg, positions, exact)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin)
+        return self.lm_head(self.model.norm(x))
+
+    def loss(self, tokens: Any, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each."""
+        logits = self(tokens).flatten(0, 1)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(exact), targets.to(self.device).flatten())
+
+    def generate(
+        self, tokens: Any, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+    ) -> Tensor:
+        """Continue every row of tokens (B, T): returns (B, T + max_new_tokens) int64.
+
+        temperature 0 is greedy; above it, tokens are drawn from softmax(logits / temperature)
+        with a generator started at `seed`.
+        """
+        return generate.generate(self, tokens, max_new_tokens, temperature, seed)
+
+
+def _view(held: dict[str, Tensor], name: str) -> Tensor:
+    """The tensor called `name` in the checkpoint: held as such, or one slice of an expert stack."""
+    if ".experts." not in name:
+        return held[name]
+    stack, expert, matrix, _ = name.rsplit(".", 3)
+    if matrix == "down_proj":
+        return held[f"{stack}.down_proj"][int(expert)]
+    gate, up = held[f"{stack}.gate_up_proj"][int(expert)].chunk(2)
+    return gate if matrix == "gate_proj" else up
+
+
+def _to_torch(array: np.ndarray[Any, Any]) -> Tensor:
+    # torch knows no ml_dtypes; the bits are the same.
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

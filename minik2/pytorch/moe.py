@@ -1,0 +1,51 @@
+"""Mixture of experts in torch: sort by expert, grouped products, sum back."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minik2.config import ModelConfig
+from minik2.pytorch import grouped
+from minik2.pytorch.ffn import FFN
+from minik2.pytorch.router import Router
+
+
+class Experts(nn.Module):
+    """The routed experts as two stacks, gate_up_proj (E, 2I, D) and down_proj (E, D, I)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        experts, width, hidden = cfg.n_routed_experts, cfg.moe_intermediate_size, cfg.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Σ_k weights[:, k] expert_indices[:, k](x): x (tokens, D), indices and weights (tokens, K)."""
+        flat = indices.flatten()
+        order = flat.argsort(stable=True)
+        counts = flat.bincount(minlength=len(self.down_proj))
+        rows = x[order // indices.shape[1]]
+        gate, up = grouped.product(rows, self.gate_up_proj, counts).chunk(2, -1)
+        out = grouped.product(F.silu(gate) * up, self.down_proj, counts)
+        # Back to (token, choice) order; a gather and a sum, so that runs repeat bit for bit.
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        chosen = out[place].unflatten(0, indices.shape)
+        return torch.einsum("tk,tkd->td", weights, chosen)
+
+
+class MoE(nn.Module):
+    """y = routed(x) + shared(x): x (B, T, D) -> (B, T, D). Source: arXiv 2412.19437 eq. 12."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(cfg)
+        self.experts = Experts(cfg)
+        self.shared_experts = FFN(
+            cfg.hidden_size, cfg.n_shared_experts * cfg.moe_intermediate_size
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        indices, weights = self.gate(rows)
+        return self.experts(rows, indices, weights).view_as(x) + self.shared_experts(x)

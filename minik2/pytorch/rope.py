@@ -1,0 +1,66 @@
+"""Rotary positions in torch: the angles of a config, and the turning of pairs."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from minik2.config import ModelConfig
+
+
+def inverse_frequencies(cfg: ModelConfig) -> Tensor:
+    """Radians a position for each pair: (R/2,) float64. Source: arXiv 2309.00071 §3.2."""
+    size, yarn = cfg.qk_rope_head_dim, cfg.rope_scaling
+    pair = torch.arange(size // 2, dtype=torch.float64)
+    plain = cfg.rope_theta ** (-2 * pair / size)
+    if yarn is None:
+        return plain
+
+    def pair_that_turns(times: float) -> float:
+        turns = math.log(yarn.original_max_position_embeddings / (2 * math.pi * times))
+        return size * turns / (2 * math.log(cfg.rope_theta))
+
+    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), size - 1)
+    slow = ((pair - low) / (high - low or 0.001)).clamp(0, 1)
+    return torch.lerp(plain, plain / yarn.factor, slow)
+
+
+def mscale(factor: float, strength: float) -> float:
+    """YaRN's temperature 0.1 strength ln(factor) + 1; 1 where nothing is stretched."""
+    return 0.1 * strength * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def softmax_scale(cfg: ModelConfig) -> float:
+    """What multiplies q·k: 1/sqrt(N + R), times mscale² under YaRN."""
+    scale, yarn = cfg.qk_head_dim**-0.5, cfg.rope_scaling
+    if yarn is not None and yarn.mscale_all_dim:
+        scale *= mscale(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale
+
+
+def table(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, (T, R/2) each; angles are taken in float64."""
+    frequencies = inverse_frequencies(cfg).to(positions.device)
+    angles = torch.outer(positions.double(), frequencies)
+    gain, yarn = 1.0, cfg.rope_scaling
+    if yarn is not None:
+        gain = mscale(yarn.factor, 1.0)
+        if yarn.mscale and yarn.mscale_all_dim:
+            gain = mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
+    return (angles.cos() * gain).to(dtype), (angles.sin() * gain).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
+    """Turn every pair (a, b) of x to (a cos - b sin, a sin + b cos).
+
+    x: (..., T, heads, R); cos, sin: (T, R/2) in float32 or wider, in which the turn is computed.
+    Pairs are neighbours, or the two halves when `interleave` is false; y in x's dtype and layout.
+    """
+    pairs = x.unflatten(-1, (-1, 2)) if interleave else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    a, b = pairs.unbind(-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = (a * cos - b * sin, a * sin + b * cos)
+    if interleave:
+        return torch.stack(turned, -1).flatten(-2).type_as(x)
+    return torch.cat(turned, -1).type_as(x)

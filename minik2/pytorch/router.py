@@ -1,0 +1,60 @@
+"""The router in torch: chosen by biased scores, weighed by unbiased ones."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minik2.config import ModelConfig
+
+
+class Router(nn.Module):
+    """x (tokens, D) -> indices (tokens, K) int64 and weights (tokens, K) in x's dtype.
+
+    Scores are float32 at least, whatever x is. The correction bias is a buffer, not a parameter:
+    no gradient reaches it, and it stays float32 when the model becomes bfloat16.
+    Source: arXiv 2412.19437 eq. 12-16.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.weight = nn.Parameter(torch.empty(cfg.n_routed_experts, cfg.hidden_size))
+        if cfg.topk_method == "noaux_tc":
+            self.register_buffer("e_score_correction_bias", torch.zeros(cfg.n_routed_experts))
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        bias = getattr(self, "e_score_correction_bias", None)
+        super()._apply(fn, recurse)
+        if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
+            # Rounded to 16 bits, updates of 0.001 would be lost: keep the old values, moved.
+            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        cfg = self.cfg
+        exact = torch.promote_types(x.dtype, torch.float32)
+        logits = F.linear(x.to(exact), self.weight.to(exact))
+        scores = logits.sigmoid() if cfg.scoring_func == "sigmoid" else logits.softmax(-1)
+        with torch.no_grad():
+            choice = scores
+            if cfg.topk_method == "noaux_tc":
+                choice = choice + self.e_score_correction_bias
+            if cfg.n_group > 1:
+                choice = self._keep_best_groups(choice)
+            indices = choice.topk(cfg.num_experts_per_tok, dim=-1).indices
+        weights = scores.gather(1, indices)
+        if cfg.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return indices, (weights * cfg.routed_scaling_factor).type_as(x)
+
+    def _keep_best_groups(self, choice: Tensor) -> Tensor:
+        """-inf outside the topk_group best groups (-inf, because biased scores can be negative)."""
+        cfg = self.cfg
+        grouped = choice.unflatten(-1, (cfg.n_group, -1))
+        best = 2 if cfg.topk_method == "noaux_tc" else 1
+        worth = grouped.topk(best, dim=-1).values.sum(-1)
+        dropped = torch.ones_like(worth, dtype=torch.bool)
+        dropped.scatter_(1, worth.topk(cfg.topk_group, dim=-1).indices, False)
+        return grouped.masked_fill(dropped[..., None], float("-inf")).flatten(1)
