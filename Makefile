@@ -1,0 +1,50 @@
+# `make` alone lists the commands. Each one first makes .venv complete for itself (tools/bootstrap.py:
+# minutes the first time, nothing the next), says what it does, and may be interrupted and run again.
+
+PYTHON ?= python3
+# Handed to pip as it is, e.g. for another build of PyTorch: see README.md, "With a GPU".
+PIP_ARGS ?=
+JUPYTER_ARGS ?=
+# Two workers suit two cores; tests/conftest.py divides the cores among them.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+export PIP_ARGS
+
+BIN := .venv/bin
+LESSON := notebooks/00_k2_in_one_hour.ipynb
+SET_UP = @command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on the PATH: install Python 3.11 or newer, or name one as PYTHON=/path/to/python3.12."; exit 1; }; \
+	MINIK2_COMMAND="make $@" $(PYTHON) tools/bootstrap.py
+
+.DEFAULT_GOAL := help
+.PHONY: help course test test-all clean
+
+help:
+	@echo "minik2: Kimi K2 in miniature. The commands:"
+	@echo "  make course     set up if need be, and open JupyterLab at lesson 00"
+	@echo "  make test       set up if need be, and run the tests with the lessons' steps shortened"
+	@echo "  make test-all   every test at full length, the browser test too"
+	@echo "  make clean      remove what tests and tools left behind (.venv stays)"
+	@echo "With PYTHON=python3.12 another Python makes .venv; PIP_ARGS and JUPYTER_ARGS are passed on."
+
+# Jupyter refuses to run as root unless told; containers do, and it listens on this machine alone.
+course:
+	$(SET_UP) course
+	@echo "==> JupyterLab at $(LESSON), reachable from this computer only; Ctrl-C twice stops it"
+	@exec $(BIN)/jupyter-lab --ServerApp.ip=127.0.0.1 $$([ "$$(id -u)" = 0 ] && echo --allow-root) \
+		$(JUPYTER_ARGS) $(LESSON)
+
+test:
+	$(SET_UP) course test
+	@echo "==> the quick tests, $(WORKERS) at a time, lessons with shortened steps"
+	@MINIK2_SHORT=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		-m "not slow and not browser" $(PYTEST_ARGS)
+
+test-all:
+	$(SET_UP) course test
+	@echo "==> every test at full length, $(WORKERS) at a time"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist .artifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find minik2 tests tools lessons -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
