@@ -167,7 +167,7 @@ def explain(errors, command):
 
 
 def pip_install(venv, extras, pip_args, command):
-    requirement = ".[%s]" % ",".join(extras)
+    requirement = ".[%s]" % ",".join(extras) if extras else "."
     line = [python_of(venv), "-m", "pip", "install", "-e", requirement, "-c", "requirements.lock"]
     line += pip_args
     say("pip install -e '%s' -c requirements.lock %s" % (requirement, " ".join(pip_args)))
