@@ -1,0 +1,228 @@
+"""The check: a ladder of four rungs, and on a miss a diagnosis.
+
+    1 it ran    2 shape and type    3 what must hold    4 the values
+
+Unusual here: a rung is asked of all cases before the next rung is tried, so that the outcome does
+not hang on which case came first; and the diagnosis runs whatever the rung, as soon as there is
+any output: a misconception that shows as nan or as a wrong shape is named all the same.
+"""
+
+import copy
+import inspect
+import random
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+from minik2.checks import values
+from minik2.checks.exercise import Case, Exercise, Invariant, Wrong, find
+from minik2.checks.picture import Picture
+from minik2.checks.result import Result
+from minik2.checks.subject import Local, Outcome, Trouble
+
+
+class Subject(Protocol):
+    """Whose function is checked: `Local` in this process, or one in a process of its own."""
+
+    def is_stub(self) -> bool: ...
+
+    def call(self, args: tuple[Any, ...], seconds: float) -> Outcome: ...
+
+
+class _Miss(Exception):
+    """The first rung that failed, and what it saw."""
+
+    def __init__(self, rung: int, seen: str, case: Case | None = None,
+                 picture: Picture | None = None):
+        super().__init__(seen)
+        self.rung, self.seen, self.case, self.picture = rung, seen, case, picture
+
+
+def check(id: str, fn: Any, seed: int | None = None) -> Result:
+    """Climb the ladder with `fn` for the exercise `id`; shown in a notebook as a coloured box.
+
+    seed: an earlier result's seed draws the same numbers again; None draws fresh ones. Raises
+    ValueError for an unknown id. Nothing that `fn` does raises: it is in the result.
+    """
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise ValueError(f"A seed is a whole number of 0 or more, or None, not {seed!r}.")
+    return climb(find(id), Local(fn), seed, callable_given=callable(fn))
+
+
+def climb(
+    exercise: Exercise, subject: Subject, seed: int | None = None, callable_given: bool = True
+) -> Result:
+    """The ladder itself, for any subject. Raises RuntimeError where the exercise has no cases."""
+    seed = random.SystemRandom().randrange(10**6) if seed is None else int(seed)
+    start = time.perf_counter()
+    cases = [tuple(case) for case in exercise.cases(np.random.default_rng(seed))]
+    if not cases:
+        raise RuntimeError(f"The check of {exercise.id} has no cases: it would pass anything.")
+    found: dict[str, Any] = {"id": exercise.id, "seed": seed, "cases": len(cases)}
+
+    def result(**more: Any) -> Result:
+        return Result(**found, **more, seconds=time.perf_counter() - start)
+
+    if subject.is_stub():
+        return result(state="not attempted", rung=1)
+    if not callable_given:
+        seen = f"check() wants the function itself: check({exercise.id!r}, {exercise.function})."
+        return result(state="not yet", rung=1, seen=seen)
+    outcomes: list[Outcome] = []
+    for case in cases:
+        outcomes.append(subject.call(case, exercise.seconds))
+        trouble = outcomes[-1].trouble
+        if trouble and trouble.kind == "stub" and len(outcomes) == 1:
+            return result(state="not attempted", rung=1)
+        if trouble and trouble.kind in ("time", "stopped"):
+            break  # the next call would only wait as long again
+    expected = [values.plain(exercise.reference(*copy.deepcopy(case))) for case in cases]
+    try:
+        error = _climb(exercise, subject, cases, outcomes, expected)
+    except _Miss as miss:
+        wrong = diagnose(exercise, cases, outcomes, expected)
+        return result(
+            state="not yet", rung=miss.rung, seen=miss.seen, picture=miss.picture,
+            shapes=describe(exercise, miss.case) if miss.case is not None else "",
+            looks_like=wrong.id if wrong else None,
+            explanation=wrong.explanation if wrong else "",
+            question=wrong.question if wrong else "",
+        )
+    return result(state="passed", rung=4, largest_error=error, remark=_remark(outcomes, error))
+
+
+def _climb(
+    exercise: Exercise, subject: Subject, cases: list[Case], outcomes: list[Outcome],
+    expected: list[Any],
+) -> float:
+    """Raises _Miss at the first rung that fails; returns the largest relative error."""
+    for case, outcome, right in zip(cases, outcomes, expected, strict=False):
+        _ran(case, outcome, right)
+    fitted = []
+    for case, outcome, right in zip(cases, outcomes, expected, strict=True):
+        try:
+            fitted.append(values.fit(right, outcome.value))
+        except values.Misfit as misfit:
+            raise _Miss(2, str(misfit), case) from None
+        if outcome.mutated:
+            raise _Miss(2, "It changed one of its arguments in place; work on a copy, because the "
+                           "caller still needs them.", case)
+    for invariant in exercise.invariants:
+        for case, out in zip(cases, fitted, strict=True):
+            _holds(invariant, exercise, subject, case, out)
+    largest = 0.0
+    for case, out, right in zip(cases, fitted, expected, strict=True):
+        difference, error = values.compare(right, out)
+        if difference:
+            picture = Picture.of(difference, exercise.axes)
+            raise _Miss(4, _first_difference(difference, exercise.axes), case, picture)
+        largest = max(largest, error)
+    return largest
+
+
+def _ran(case: Case, outcome: Outcome, right: Any) -> None:
+    if outcome.trouble:
+        raise _Miss(1, outcome.trouble.text, case)
+    if outcome.value is None and right is not None:
+        raise _Miss(1, "It ran and returned None; is the `return` missing?", case)
+    strange = values.not_finite(outcome.value)
+    if strange and not values.not_finite(right):
+        raise _Miss(1, f"It ran, but {strange}", case)
+
+
+def _holds(
+    invariant: Invariant, exercise: Exercise, subject: Subject, case: Case, out: Any
+) -> None:
+    def call(*args: Any) -> Any:
+        outcome = subject.call(args, exercise.seconds)
+        right = values.plain(exercise.reference(*copy.deepcopy(args)))
+        _ran(args, outcome, right)
+        try:
+            return values.fit(right, outcome.value)
+        except values.Misfit as misfit:
+            raise _Miss(2, str(misfit), args) from None
+
+    broken = invariant.broken(call, copy.deepcopy(case), out)
+    if broken is not None:
+        raise _Miss(3, f"This must hold: {invariant.meaning} {broken}", case)
+
+
+def _first_difference(difference: values.Difference, axes: str) -> str:
+    if difference.index:
+        letters = axes.split() if len(axes.split()) == len(difference.index) else []
+        named = f" ({' '.join(letters)})" if letters else ""
+        at = f"At {difference.path}{list(difference.index)}{named}"
+        count = f" {int(difference.wrong.sum())} of {difference.wrong.size} numbers differ."
+    else:
+        at, count = f"At {difference.path}" if difference.path else "The result", ""
+        at = at if difference.path else "The result:"
+    return (f"{at} it gave {_number(difference.got)}, "
+            f"expected {_number(difference.expected)}.{count}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
+def _remark(outcomes: list[Outcome], error: float) -> str:
+    single = any(isinstance(o.value, np.ndarray) and o.value.dtype == np.float32 for o in outcomes)
+    if single or error <= values.tolerance(np.dtype(np.float64), 64):
+        return ""
+    return ("The result is only as exact as float32: something on the way is float32 "
+            "(torch's default), which is fine here.")
+
+
+def describe(exercise: Exercise, case: Case) -> str:
+    """The arguments of a case in a line: shapes of arrays, values of numbers."""
+    names = list(inspect.signature(exercise.reference).parameters)
+    return ", ".join(f"{n} {_told(v)}" for n, v in zip(names, case, strict=False))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1 and value.size <= 8 and value.dtype.kind in "iu":
+            return str(value.tolist())
+        return str(value.shape)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} {_told(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def diagnose(
+    exercise: Exercise, cases: list[Case], outcomes: list[Outcome], expected: list[Any]
+) -> Wrong | None:
+    """The known wrong implementation whose outputs are these, if there is one.
+
+    It must do the same in every case, and do otherwise than the right one in a case that gave a
+    value.
+    """
+    for wrong in exercise.wrong:
+        for function in wrong.functions:
+            if _matches(function, cases, outcomes, expected):
+                return wrong
+    return None
+
+
+def _matches(
+    function: Any, cases: list[Case], outcomes: list[Outcome], expected: list[Any]
+) -> bool:
+    telling = False
+    for case, outcome, right in zip(cases, outcomes, expected, strict=False):
+        try:
+            with np.errstate(all="ignore"):
+                value, raised = values.plain(function(*copy.deepcopy(case))), ""
+        except Exception as error:
+            value, raised = None, type(error).__name__
+        if outcome.trouble is not None or raised:
+            if not _same_trouble(outcome.trouble, raised):
+                return False
+        elif values.same(value, outcome.value):
+            telling = telling or not values.same(right, value)
+        else:
+            return False
+    return telling
+
+
+def _same_trouble(trouble: Trouble | None, raised: str) -> bool:
+    return trouble is not None and bool(raised) and trouble.error == raised

@@ -1,0 +1,193 @@
+"""Running somebody else's function safely: what came, or what went wrong and on which line.
+
+Unusual here: the time limit works inside a notebook. On the main thread of Linux and macOS it is
+an alarm signal (an alarm that was set before, such as a test runner's, is put back afterwards);
+elsewhere the function runs in a thread that is told to stop. Both raise OutOfTime inside the
+learner's own code, so that the line where it was is known.
+"""
+
+import copy
+import ctypes
+import dis
+import linecache
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from minik2.checks.values import identical, plain
+
+
+class OutOfTime(BaseException):
+    """Raised inside a function that outran its limit; no `except Exception` eats it."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a call gave nothing. kind: "raised", "time", "stub" or "stopped"; text: sentences.
+
+    "stopped" means that the process which ran the function is gone.
+    """
+
+    kind: str
+    text: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call did: a plain value or a trouble, and whether an argument was changed."""
+
+    value: Any = None
+    trouble: Trouble | None = None
+    mutated: bool = False
+
+
+def run_limited(function: Callable[[], Any], seconds: float) -> Any:
+    """function(), or OutOfTime once it has run for `seconds`."""
+    on_main = threading.current_thread() is threading.main_thread()
+    if on_main and hasattr(signal, "setitimer"):
+        return _run_under_alarm(function, seconds)
+    return _run_in_thread(function, seconds)
+
+
+def _run_under_alarm(function: Callable[[], Any], seconds: float) -> Any:
+    armed, start = True, time.monotonic()
+
+    def ring(signum: int, frame: types.FrameType | None) -> None:
+        if armed:
+            raise OutOfTime
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    # Rings again, because code that catches everything may swallow the first.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        return function()
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler if handler is not None else signal.SIG_DFL)
+        if left:
+            left = max(0.001, left - (time.monotonic() - start))
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _run_in_thread(function: Callable[[], Any], seconds: float) -> Any:
+    box: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            box["value"] = function()
+        except BaseException as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime))
+        thread.join(1.0)
+        raise box.get("error") or OutOfTime()
+    if "error" in box:
+        raise box["error"]
+    return box["value"]
+
+
+# What the bytecode of a body such as `...`, `pass` or `raise NotImplementedError("…")` is made of.
+_STUB_STEPS = {
+    "RESUME", "NOP", "CACHE", "NOT_TAKEN", "PUSH_NULL", "PRECALL", "CALL", "POP_TOP",
+    "LOAD_CONST", "LOAD_GLOBAL", "LOAD_COMMON_CONSTANT", "RAISE_VARARGS", "RETURN_VALUE",
+    "RETURN_CONST",
+}
+
+
+def code_of(function: Any) -> types.CodeType | None:
+    """The code object of a function, looking through Numba's and functools' wrappers."""
+    for name in ("py_func", "__wrapped__", "func", "__func__"):
+        inner = getattr(function, name, None)
+        if inner is not None and callable(inner):
+            function = inner
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
+
+
+def is_stub(function: Any) -> bool:
+    """True where the body is a docstring and `...`, `pass`, or a NotImplemented of some kind."""
+    if function is None or function is ... or function is NotImplemented:
+        return True
+    code = code_of(function)
+    if code is None:
+        return False
+    steps = list(dis.get_instructions(code))
+    if not {step.opname for step in steps} <= _STUB_STEPS:
+        return False
+    names = {str(step.argval) for step in steps if step.opname == "LOAD_GLOBAL"}
+    if not names <= {"NotImplementedError", "NotImplemented"}:
+        return False
+    if any(step.opname == "RAISE_VARARGS" for step in steps) or names:
+        return True
+    constants = [s.argval for s in steps if s.opname in ("LOAD_CONST", "RETURN_CONST")]
+    return bool(constants) and constants[-1] in (None, ...)
+
+
+class Local:
+    """A function of this process, as the ladder wants to see it."""
+
+    def __init__(self, function: Any):
+        self.function = function
+        self._called = False
+
+    def is_stub(self) -> bool:
+        return is_stub(self.function)
+
+    def call(self, args: tuple[Any, ...], seconds: float) -> Outcome:
+        """Call it on a copy of args. What it prints is shown the first time only."""
+        given = copy.deepcopy(args)
+        quiet, self._called = self._called, True
+
+        def run() -> Any:
+            if quiet:
+                with redirect_stdout(StringIO()):
+                    return self.function(*given)
+            return self.function(*given)
+
+        try:
+            value = run_limited(run, seconds)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return Outcome(trouble=self._trouble(error, seconds))
+        if value is NotImplemented or (value is None and code_of(self.function) is None):
+            return Outcome(trouble=Trouble("stub", "It returned nothing yet."))
+        return Outcome(plain(value), mutated=not identical(given, args))
+
+    def _trouble(self, error: BaseException, seconds: float) -> Trouble:
+        code = code_of(self.function)
+        line = learners_line(error, code.co_filename if code else "")
+        if isinstance(error, OutOfTime):
+            text = f"It was still running after {seconds:g} s, so it was stopped{line}."
+            return Trouble("time", text + " Is there a loop that never ends?")
+        name, said = type(error).__name__, " ".join(str(error).split())[:300]
+        if isinstance(error, NotImplementedError):
+            return Trouble("stub", "It raises NotImplementedError.")
+        return Trouble("raised", f"It raised {name}{line}. {name} says: {said or 'nothing'}", name)
+
+
+def learners_line(error: BaseException, filename: str) -> str:
+    """" at line 3 of your code: `…`", the innermost frame that is in the learner's own file."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == filename:
+            found = step
+        step = step.tb_next
+    if found is None:
+        return ""
+    source = linecache.getline(filename, found.tb_lineno).strip()
+    shown = f": `{source}`" if source else ""
+    return f" at line {found.tb_lineno} of your code{shown}"
