@@ -1,7 +1,7 @@
 // A learner's hands: opens a notebook in JupyterLab, runs it, answers an exercise more than once.
 //
 // Reads one JSON object from standard input (see `test_jupyterlab.py`), writes one to standard
-// output: what the page showed after each answer. Any failure is a line on standard error, with a
+// output: what the check's cell showed before and after each answer. Any failure is a line on standard error, with a
 // screenshot of the moment. Unusual: nothing is read from files or from the kernel, only from the
 // page, as the learner would see it.
 import { readFileSync } from "node:fs";
@@ -50,6 +50,14 @@ async function runCell(index) {
   await ran(index, before, job.cellLimit);
 }
 
+async function checked(name) {
+  const outputs = cell(job.checkCell).locator(".jp-OutputArea-output");
+  await outputs.last().waitFor();
+  await outputs.last().scrollIntoViewIfNeeded();
+  await picture(name);
+  return (await outputs.allInnerTexts()).join("\n");
+}
+
 async function answer(source, name) {
   await cell(job.answerCell).scrollIntoViewIfNeeded();
   await cell(job.answerCell).locator(".cm-content").click();
@@ -57,11 +65,7 @@ async function answer(source, name) {
   await page.keyboard.insertText(source);
   await runCell(job.answerCell);
   await runCell(job.checkCell);
-  const outputs = cell(job.checkCell).locator(".jp-OutputArea-output");
-  await outputs.last().waitFor();
-  await outputs.last().scrollIntoViewIfNeeded();
-  await picture(name);
-  return (await outputs.allInnerTexts()).join("\n");
+  return checked(name);
 }
 
 try {
@@ -72,8 +76,7 @@ try {
   await page.getByRole("menuitem", { name: "Run All Cells", exact: true }).click();
   await ran(job.lastCodeCell, "", job.runLimit);
   await idle(60_000);
-  await picture("ran_all");
-  const shown = {};
+  const shown = { untouched: await checked("untouched") };
   for (const { name, source } of job.answers) shown[name] = await answer(source, name);
   process.stdout.write(JSON.stringify(shown));
 } catch (error) {

@@ -13,12 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
-
-from minik2 import checks
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -107,13 +104,6 @@ def role_of(cell) -> tuple[str | None, str | None]:
     return marks.get("exercise"), marks.get("role")
 
 
-def outcome(source: str) -> str:
-    """The first line that the check says of this answer, asked without a browser."""
-    names: dict[str, Any] = {}
-    exec(source, names)
-    return checks.check(EXERCISE, names["count_expert"], seed=0).message.splitlines()[0]
-
-
 def test_lesson_00_answers_in_the_browser(server, node, tmp_path):
     chromium = found("chromium", "chromium-browser", "google-chrome")
     folder, address, token = server
@@ -137,5 +127,7 @@ def test_lesson_00_answers_in_the_browser(server, node, tmp_path):
                           text=True)
     assert done.returncode == 0, f"{done.stderr}\nPictures are in {PICTURES}."
     shown = json.loads(done.stdout)
-    for answer in ANSWERS:
-        assert outcome(answer["source"]) in shown[answer["name"]]
+    assert f"{EXERCISE}: not attempted yet" in shown["untouched"]
+    assert f"{EXERCISE}: not yet" in shown["wrong"]
+    assert "Two matrices are counted" in shown["wrong"]
+    assert f"{EXERCISE}: passed" in shown["right"]
