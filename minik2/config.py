@@ -166,9 +166,13 @@ class ModelConfig:
         """The config as a dict for config.json; transformers loads it (old rope keys)."""
         return config_json.from_config(self)
 
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor of the checkpoint, one after the other, experts apart."""
+        return _tensors(self)
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the checkpoint by its Hugging Face name, experts one by one."""
-        return dict(_tensors(self))
+        return dict(self.tensors())
 
 
 def _tensors(cfg: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

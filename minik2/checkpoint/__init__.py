@@ -1,0 +1,11 @@
+"""Hugging Face checkpoints in and out: config.json, safetensors, and the index of many files.
+
+Nothing is ever unpickled. Reading maps files and checks every name, shape and dtype against the
+config before anything is allocated; writing replaces a whole directory or leaves the old one.
+"""
+
+from minik2.checkpoint.errors import CheckpointError
+from minik2.checkpoint.read import Checkpoint, open_checkpoint
+from minik2.checkpoint.write import save
+
+__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "save"]

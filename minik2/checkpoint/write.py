@@ -1,0 +1,148 @@
+"""Writing a checkpoint: the whole directory, or nothing.
+
+Unusual here: weights come as a stream of (name, array) pairs and leave as shards of bounded size,
+so that a model need not be in memory twice; and everything is written into a new directory beside
+the target, flushed, and put in its place by renaming. A save that breaks off leaves the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from minik2.checkpoint.errors import CheckpointError
+from minik2.checkpoint.files import INDEX, SINGLE
+from minik2.config import ModelConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Weights = Mapping[str, Array] | Iterable[tuple[str, Array]]
+
+SHARD_BYTES = 4 * 2**30
+
+
+def save(
+    directory: str | Path, cfg: ModelConfig, weights: Weights, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write config.json and the weights, in their own dtypes, in the Hugging Face layout.
+
+    weights: every tensor of `cfg.tensor_shapes()`, experts one by one, as a mapping or as pairs;
+    shard_bytes: one file up to this size, above it several with an index. An older checkpoint in
+    the directory is replaced as a whole; other files there stay. Raises CheckpointError for
+    tensors that do not fit the config, OSError where the disk or a permission refuses.
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file; name a directory to save into.")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    try:
+        beside.mkdir(parents=True)
+        dtype = _write_weights(beside, cfg, weights, shard_bytes)
+        # transformers opens a model in the dtype that its config names.
+        config = cfg.to_json() | {"torch_dtype": dtype}
+        _write_text(beside / "config.json", json.dumps(config, indent=2) + "\n")
+        _put_in_place(beside, target)
+    except OSError as error:
+        raise OSError(
+            f"{directory} could not be saved ({error.strerror or error}); what was there before is "
+            "untouched. Make room or choose another place, and save again."
+        ) from error
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{directory} could not be saved ({error}); try again.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_weights(beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes: int) -> str:
+    """The shards and, if there are several, an index; returns the dtype of the first tensor."""
+    expected = cfg.tensor_shapes()
+    shards: list[list[str]] = []
+    waiting: dict[str, Array] = {}
+    size = total = 0
+    dtype = ""
+
+    def flush() -> None:
+        nonlocal size
+        _write_shard(beside / f"{len(shards):05}", waiting)
+        shards.append(list(waiting))
+        waiting.clear()
+        size = 0
+
+    for name, array in weights.items() if isinstance(weights, Mapping) else weights:
+        if expected.pop(name, None) != array.shape:
+            raise CheckpointError(
+                f"{name} of shape {array.shape} is no tensor of this config, or came twice; give "
+                "every tensor of cfg.tensor_shapes() once."
+            )
+        dtype = dtype or array.dtype.name
+        if waiting and size + array.nbytes > shard_bytes:
+            flush()
+        waiting[name] = np.ascontiguousarray(array)
+        size, total = size + array.nbytes, total + array.nbytes
+    if expected:
+        raise CheckpointError(
+            f"{len(expected)} tensors were not given, {next(iter(expected))} among them; give "
+            "every tensor of cfg.tensor_shapes()."
+        )
+    flush()
+    if len(shards) == 1:
+        (beside / "00000").rename(beside / SINGLE)
+        return dtype
+    weight_map = {}
+    for number, names in enumerate(shards):
+        shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (beside / f"{number:05}").rename(beside / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_text(beside / INDEX, json.dumps(index, indent=2) + "\n")
+    return dtype
+
+
+def _write_shard(path: Path, tensors: dict[str, Array]) -> None:
+    # "format": transformers refuses a file that does not say which framework's layout it has.
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Make `beside` the directory `target`; what else lay there (a tokenizer, notes) goes along."""
+    if not target.exists():
+        beside.rename(target)
+        return
+    old = beside.with_suffix(".old")
+    shutil.copytree(target, beside, ignore=_checkpoint_files, copy_function=_link,
+                    dirs_exist_ok=True)
+    target.rename(old)
+    try:
+        beside.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _checkpoint_files(folder: str, names: list[str]) -> set[str]:
+    return {n for n in names if n in ("config.json", INDEX) or n.endswith(".safetensors")}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
