@@ -8,6 +8,7 @@ execution, and of a progress bar only its last state.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 
 class RunError(RuntimeError):
@@ -32,6 +34,8 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
         notebook, timeout=None, kernel_name="python3", record_timing=False,
         resources={"metadata": {"path": str(folder)}}, shutdown_kernel="immediate",
         extra_arguments=["--HistoryManager.enabled=False"],
+        # Sockets that only this user can open, where the system has such.
+        config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
     )  # fmt: skip
     try:
         asyncio.run(asyncio.wait_for(client.async_execute(), seconds))

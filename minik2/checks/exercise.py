@@ -120,7 +120,7 @@ def lesson_title(number: str) -> str:
 def find(id: str) -> Exercise:
     """The exercise with this id; ValueError, with the nearest ids, where there is none."""
     by_id = {exercise.id: exercise for exercise in exercises()}
-    if id in by_id:
+    if isinstance(id, str) and id in by_id:
         return by_id[id]
     names = {name.rpartition(".")[2]: name for name in by_id}
     text = str(id)

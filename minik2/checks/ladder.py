@@ -19,7 +19,7 @@ from minik2.checks import values
 from minik2.checks.exercise import Case, Exercise, Invariant, Wrong, find
 from minik2.checks.picture import Picture
 from minik2.checks.result import Result
-from minik2.checks.subject import Local, Outcome, Trouble
+from minik2.checks.subject import Local, Outcome
 
 
 class Subject(Protocol):
@@ -77,7 +77,7 @@ def climb(
             return result(state="not attempted", rung=1)
         if trouble and trouble.kind in ("time", "stopped"):
             break  # the next call would only wait as long again
-    expected = [values.plain(exercise.reference(*copy.deepcopy(case))) for case in cases]
+    expected = [_right(exercise, case) for case in cases]
     try:
         error = _climb(exercise, subject, cases, outcomes, expected)
     except _Miss as miss:
@@ -98,7 +98,7 @@ def _climb(
 ) -> float:
     """Raises _Miss at the first rung that fails; returns the largest relative error."""
     for case, outcome, right in zip(cases, outcomes, expected, strict=False):
-        _ran(case, outcome, right)
+        _ran(exercise, case, outcome, right)
     fitted = []
     for case, outcome, right in zip(cases, outcomes, expected, strict=True):
         try:
@@ -121,9 +121,17 @@ def _climb(
     return largest
 
 
-def _ran(case: Case, outcome: Outcome, right: Any) -> None:
+def _right(exercise: Exercise, case: Case) -> Any:
+    # A learner's np.seterr(all="raise") is not meant for the right answer.
+    with np.errstate(all="ignore"):
+        return values.plain(exercise.reference(*copy.deepcopy(case)))
+
+
+def _ran(exercise: Exercise, case: Case, outcome: Outcome, right: Any) -> None:
     if outcome.trouble:
-        raise _Miss(1, outcome.trouble.text, case)
+        called = (f"; the check calls it as {exercise.signature.partition(' -> ')[0]}."
+                  if outcome.trouble.kind == "arguments" else "")
+        raise _Miss(1, outcome.trouble.text + called, case)
     if outcome.value is None and right is not None:
         raise _Miss(1, "It ran and returned None; is the `return` missing?", case)
     strange = values.not_finite(outcome.value)
@@ -136,8 +144,8 @@ def _holds(
 ) -> None:
     def call(*args: Any) -> Any:
         outcome = subject.call(args, exercise.seconds)
-        right = values.plain(exercise.reference(*copy.deepcopy(args)))
-        _ran(args, outcome, right)
+        right = _right(exercise, args)
+        _ran(exercise, args, outcome, right)
         try:
             return values.fit(right, outcome.value)
         except values.Misfit as misfit:
@@ -194,8 +202,8 @@ def diagnose(
 ) -> Wrong | None:
     """The known wrong implementation whose outputs are these, if there is one.
 
-    It must do the same in every case, and do otherwise than the right one in a case that gave a
-    value.
+    It must do the same in every case (an error of the same type is the same), give a value in
+    one of them, and not be right in all.
     """
     for wrong in exercise.wrong:
         for function in wrong.functions:
@@ -207,7 +215,7 @@ def diagnose(
 def _matches(
     function: Any, cases: list[Case], outcomes: list[Outcome], expected: list[Any]
 ) -> bool:
-    telling = False
+    valued = telling = False
     for case, outcome, right in zip(cases, outcomes, expected, strict=False):
         try:
             with np.errstate(all="ignore"):
@@ -215,14 +223,11 @@ def _matches(
         except Exception as error:
             value, raised = None, type(error).__name__
         if outcome.trouble is not None or raised:
-            if not _same_trouble(outcome.trouble, raised):
+            if outcome.trouble is None or not raised or outcome.trouble.error != raised:
                 return False
+            telling = True
         elif values.same(value, outcome.value):
-            telling = telling or not values.same(right, value)
+            valued, telling = True, telling or not values.same(right, value)
         else:
             return False
-    return telling
-
-
-def _same_trouble(trouble: Trouble | None, raised: str) -> bool:
-    return trouble is not None and bool(raised) and trouble.error == raised
+    return valued and telling

@@ -29,9 +29,10 @@ class OutOfTime(BaseException):
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a call gave nothing. kind: "raised", "time", "stub" or "stopped"; text: sentences.
+    """Why a call gave nothing. kind: "raised", "arguments", "time", "stub" or "stopped".
 
-    "stopped" means that the process which ran the function is gone.
+    "arguments" is a TypeError before the function's first line, "stopped" means that the process
+    which ran the function is gone. text: sentences; error: the name of the exception's type.
     """
 
     kind: str
@@ -60,7 +61,8 @@ def _run_under_alarm(function: Callable[[], Any], seconds: float) -> Any:
     armed, start = True, time.monotonic()
 
     def ring(signum: int, frame: types.FrameType | None) -> None:
-        if armed:
+        # Not in this function itself: the lines that put the old alarm back must all run.
+        if armed and frame is not None and frame.f_code is not _run_under_alarm.__code__:
             raise OutOfTime
 
     handler = signal.signal(signal.SIGALRM, ring)
@@ -113,8 +115,11 @@ def code_of(function: Any) -> types.CodeType | None:
         inner = getattr(function, name, None)
         if inner is not None and callable(inner):
             function = inner
-    code = getattr(function, "__code__", None)
-    return code if isinstance(code, types.CodeType) else None
+    for holder in [function] + [type(function).__call__] * callable(function):
+        code = getattr(holder, "__code__", None)
+        if isinstance(code, types.CodeType):
+            return code
+    return None
 
 
 def is_stub(function: Any) -> bool:
@@ -163,8 +168,8 @@ class Local:
             raise
         except BaseException as error:
             return Outcome(trouble=self._trouble(error, seconds))
-        if value is NotImplemented or (value is None and code_of(self.function) is None):
-            return Outcome(trouble=Trouble("stub", "It returned nothing yet."))
+        if value is NotImplemented:
+            return Outcome(trouble=Trouble("stub", "It returned NotImplemented."))
         return Outcome(plain(value), mutated=not identical(given, args))
 
     def _trouble(self, error: BaseException, seconds: float) -> Trouble:
@@ -173,10 +178,19 @@ class Local:
         if isinstance(error, OutOfTime):
             text = f"It was still running after {seconds:g} s, so it was stopped{line}."
             return Trouble("time", text + " Is there a loop that never ends?")
-        name, said = type(error).__name__, " ".join(str(error).split())[:300]
         if isinstance(error, NotImplementedError):
             return Trouble("stub", "It raises NotImplementedError.")
-        return Trouble("raised", f"It raised {name}{line}. {name} says: {said or 'nothing'}", name)
+        name, said = type(error).__name__, said_by(error)
+        kind = "arguments" if isinstance(error, TypeError) and not line else "raised"
+        return Trouble(kind, f"It raised {name}{line}. {name} says: {said or 'nothing'}", name)
+
+
+def said_by(error: BaseException) -> str:
+    """The error's own words on one line, not endless."""
+    try:
+        return " ".join(str(error).split())[:300]
+    except Exception:
+        return "something that cannot be shown"
 
 
 def learners_line(error: BaseException, filename: str) -> str:

@@ -60,7 +60,10 @@ def _scalar(value: Any) -> Any:
 
 def _name(value: Any) -> str:
     name = type(value).__name__
-    return str(getattr(value, "dtype", name)) if "Tensor" in name and name != "Tensor" else name
+    try:
+        return f"{name} ({value.dtype})"
+    except Exception:
+        return name
 
 
 def says(value: Any) -> str:
@@ -113,15 +116,16 @@ def _fit_dict(expected: dict[str, Any], got: Any, where: str) -> dict[str, Any]:
 
 
 def _fit_array(expected: np.ndarray, got: Any, where: str) -> np.ndarray:
+    came = says(got)
     if isinstance(got, (bool, int, float, list, tuple)):
         try:
             got = np.array(got)
         except ValueError:
-            raise Misfit(f"Expected {where} to be an array of shape {expected.shape}; came a list "
-                         "whose rows differ in length.") from None
+            came = "a list whose rows differ in length"
+        else:
+            came += "" if got.dtype.kind in "biufc" else " that does not hold numbers alone"
     if not isinstance(got, np.ndarray) or got.dtype.kind not in "biufc":
-        raise Misfit(f"Expected {where} to be an array of shape {expected.shape}; "
-                     f"came {says(got)}.")
+        raise Misfit(f"Expected {where} to be an array of shape {expected.shape}; came {came}.")
     if got.shape != expected.shape:
         turned = " That is the transpose." if got.T.shape == expected.shape else ""
         raise Misfit(f"Expected {where} to have shape {expected.shape}; came {got.shape}.{turned}")
@@ -141,6 +145,11 @@ def _fit_number(expected: float, got: Any, where: str) -> Any:
     if isinstance(number, np.ndarray):
         _check_dtype(np.asarray(expected).dtype.kind, number.dtype, where, scalar=True)
         number = number.item() if number.dtype.kind in "biu" else number
+    if isinstance(expected, float) and isinstance(number, int):
+        try:
+            number = float(number)
+        except OverflowError:
+            number = math.inf
     return number
 
 
