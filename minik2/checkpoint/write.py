@@ -96,7 +96,7 @@ def _write_weights(beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes
     if len(shards) == 1:
         (beside / "00000").rename(beside / SINGLE)
         return dtype
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (beside / f"{number:05}").rename(beside / shard)

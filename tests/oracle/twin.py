@@ -40,7 +40,8 @@ def _apply_rotary_emb64(xq: Any, xk: Any, freqs_cis: Any) -> tuple[Any, Any]:
     turn = freqs_cis.unsqueeze(1)
 
     def rotate(x: Any) -> Any:
-        pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+        # A copy, because view_as_complex wants an even offset and x is a slice.
+        pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).clone())
         return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
 
     return rotate(xq), rotate(xk)
