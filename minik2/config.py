@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from minik2 import config_json
+from minik2 import config_json, config_rules
 from minik2.config_json import ConfigError
 
 __all__ = ["ConfigError", "ModelConfig", "RopeScaling"]
@@ -96,7 +96,7 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _validate(self)
+        config_rules.validate(self)
 
     @property
     def qk_head_dim(self) -> int:
@@ -147,7 +147,7 @@ class ModelConfig:
             where = str(path)
             try:
                 raw = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{where} is not valid JSON ({error}); restore the file from its source."
                 ) from None
@@ -216,105 +216,3 @@ def _ffn(base: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, .
     yield base + "gate_proj.weight", (width, hidden)
     yield base + "up_proj.weight", (width, hidden)
     yield base + "down_proj.weight", (hidden, width)
-
-
-_POSITIVE = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads kv_lora_rank qk_nope_head_dim "
-    "qk_rope_head_dim v_head_dim intermediate_size moe_intermediate_size n_routed_experts "
-    "n_shared_experts num_experts_per_tok n_group topk_group max_position_embeddings"
-).split()
-
-
-def _validate(cfg: ModelConfig) -> None:
-    def must(holds: bool, sentence: str) -> None:
-        if not holds:
-            raise ConfigError(sentence)
-
-    def number(value: Any, kinds: tuple[type, ...]) -> bool:
-        return isinstance(value, kinds) and not isinstance(value, bool)
-
-    for name in [*_POSITIVE, "first_k_dense_replace", "num_nextn_predict_layers"]:
-        value, least = getattr(cfg, name), int(name in _POSITIVE)
-        must(
-            number(value, (int,)) and value >= least,
-            f"{name} must be a whole number of at least {least}, but it is {value!r}.",
-        )
-    rank = cfg.q_lora_rank
-    must(
-        rank is None or (number(rank, (int,)) and rank >= 1),
-        f"q_lora_rank must be a positive whole number, or null for a plain q_proj, not {rank!r}.",
-    )
-    for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor", "initializer_range"):
-        value = getattr(cfg, name)
-        must(
-            number(value, (int, float)) and 0 < value < float("inf"),
-            f"{name} must be a positive finite number, but it is {value!r}.",
-        )
-    for name in ("norm_topk_prob", "rope_interleave", "tie_word_embeddings"):
-        value = getattr(cfg, name)
-        must(isinstance(value, bool), f"{name} must be true or false, but it is {value!r}.")
-    must(
-        cfg.qk_rope_head_dim % 2 == 0,
-        f"qk_rope_head_dim must be even, because RoPE turns pairs; it is {cfg.qk_rope_head_dim}.",
-    )
-    must(cfg.rope_theta > 1, f"rope_theta must exceed 1, but it is {cfg.rope_theta!r}.")
-    if cfg.rope_scaling is not None:
-        _validate_rope_scaling(cfg.rope_scaling, must, number)
-    _validate_router(cfg, must)
-
-
-def _validate_rope_scaling(scaling: RopeScaling, must: Any, number: Any) -> None:
-    for field in dataclasses.fields(scaling):
-        value = getattr(scaling, field.name)
-        least = 0 if field.name.startswith("mscale") else 1e-9
-        must(
-            number(value, (int, float)) and least <= value < float("inf"),
-            f"rope_scaling.{field.name} must be a finite number above zero, not {value!r}.",
-        )
-    must(
-        scaling.factor >= 1 and scaling.beta_fast >= scaling.beta_slow,
-        "rope_scaling needs factor >= 1 and beta_fast >= beta_slow, but they are "
-        f"{scaling.factor}, {scaling.beta_fast} and {scaling.beta_slow}.",
-    )
-
-
-# How each method of the checkpoints picks experts: scores, and what a group is worth.
-ROUTERS = {"noaux_tc": "sigmoid", "greedy": "softmax", "group_limited_greedy": "softmax"}
-
-
-def _validate_router(cfg: ModelConfig, must: Any) -> None:
-    must(
-        cfg.topk_method in ROUTERS,
-        f"topk_method must be one of {', '.join(ROUTERS)}, but it is {cfg.topk_method!r}.",
-    )
-    must(
-        cfg.scoring_func == ROUTERS[cfg.topk_method],
-        f"topk_method {cfg.topk_method!r} goes with scoring_func {ROUTERS[cfg.topk_method]!r}, "
-        f"but scoring_func is {cfg.scoring_func!r}.",
-    )
-    if cfg.is_all_dense:
-        return
-    experts, groups = cfg.n_routed_experts, cfg.n_group
-    must(
-        experts % groups == 0,
-        f"n_group must divide n_routed_experts, but {groups} does not divide {experts}.",
-    )
-    must(
-        cfg.topk_group <= groups,
-        f"topk_group ({cfg.topk_group}) cannot exceed n_group ({groups}).",
-    )
-    must(
-        groups == 1 or experts // groups >= 2 or cfg.topk_method != "noaux_tc",
-        f"noaux_tc scores a group by its two best experts, but {experts} experts in {groups} "
-        "groups leave one each; use fewer groups.",
-    )
-    must(
-        groups == 1 or cfg.topk_method != "greedy",
-        f"topk_method 'greedy' ignores groups, so n_group must be 1, but it is {groups}.",
-    )
-    allowed = cfg.topk_group * (experts // groups)
-    must(
-        cfg.num_experts_per_tok <= allowed,
-        f"num_experts_per_tok is {cfg.num_experts_per_tok}, but topk_group x experts per group "
-        f"allows only {allowed}; choose fewer experts or more groups.",
-    )
