@@ -147,6 +147,11 @@ class ModelConfig:
             where = str(path)
             try:
                 raw = json.loads(path.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise type(error)(
+                    f"{where} cannot be read ({error.strerror or error}); give a config.json or a "
+                    "directory that holds one."
+                ) from None
             except (ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{where} is not valid JSON ({error}); restore the file from its source."

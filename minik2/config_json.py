@@ -46,7 +46,7 @@ def normalise(raw: Any, where: str) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} must hold a JSON object, but it holds a {type(raw).__name__}.")
     model_type = raw.get("model_type")
-    if model_type not in ROUTER_BY_MODEL_TYPE:
+    if not isinstance(model_type, str) or model_type not in ROUTER_BY_MODEL_TYPE:
         raise ConfigError(
             f"{where} is of model_type {model_type!r}, which minik2 does not implement; "
             f"it implements {', '.join(ROUTER_BY_MODEL_TYPE)}."

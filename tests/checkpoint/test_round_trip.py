@@ -1,4 +1,4 @@
-"""What is saved is what is loaded, in every dtype and any number of shards; saving is all or nothing."""
+"""What is saved is what is loaded, in every dtype and any number of shards, or nothing is."""
 
 import builtins
 import errno
