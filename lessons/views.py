@@ -8,13 +8,13 @@ exercise is three of its cells:
     # %% [markdown] hints="rope.rotate"         three hints and the way, between lines of ---
 
 Title, difficulty, minutes and the reason come from `minik2.checks`; the stub is the solved function
-without what follows its docstring; the call of the check is written here.
+without what follows its docstring. Every code cell carries its role, as minik2/checks/notebooks.py
+says: the first one of a lesson is the set-up, and all that an answer may use besides other answers.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from minik2 import checks
+from minik2.checks.exercise import lesson_title
+from minik2.checks.notebooks import check_call, stub_hash
 
 FOLDERS = ("notebooks", "exercises", "solutions")
 
@@ -81,6 +83,12 @@ def _validate(source: Source) -> None:
             f"{source.name} has the exercises {sorted(there)}, but minik2.checks knows "
             f"{sorted(known)} for lesson {source.number}; bring the two in step."
         )
+    first = next((i for i in source.items if isinstance(i, str) or i.cell_type == "code"), None)
+    if first is None or isinstance(first, str):
+        raise LessonError(
+            f"{source.name} has no code cell before its first exercise; begin it with the imports "
+            "that answers may use."
+        )
     for exercise, parts in source.hints.items():
         if len(parts) != 4 or not all(parts):
             raise LessonError(
@@ -103,10 +111,6 @@ def stub(exercise: str, solved: str) -> str:
     return "\n".join([*kept, "    ..."])
 
 
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def views(source: Source) -> dict[str, NotebookNode]:
     """The three notebooks by folder, without outputs."""
     return {"notebooks": _lesson(source), "exercises": _worksheet(source, solved=False),
@@ -114,19 +118,28 @@ def views(source: Source) -> dict[str, NotebookNode]:
 
 
 def _lesson(source: Source) -> NotebookNode:
-    cells, plain = [], 0
+    cells, plain, first = [], 0, setup(source)
     for item in source.items:
         if isinstance(item, str):
             cells += _exercise(source, item, solved=False)
             continue
-        make = new_code_cell if item.cell_type == "code" else new_markdown_cell
-        cells.append(make(item.source.strip(), id=f"l{source.number}-{plain:03}"))
+        text, name = item.source.strip(), f"l{source.number}-{plain:03}"
+        if item.cell_type == "code":
+            role = "setup" if item is first else "lesson"
+            cells.append(new_code_cell(text, id=name, metadata={"minik2": {"role": role}}))
+        else:
+            cells.append(new_markdown_cell(text, id=name))
         plain += 1
     return _notebook(cells)
 
 
+def setup(source: Source) -> NotebookNode:
+    """The first code cell, which _validate has found before the first exercise."""
+    return next(c for c in source.items if not isinstance(c, str) and c.cell_type == "code")
+
+
 def _worksheet(source: Source, solved: bool) -> NotebookNode:
-    title = checks.lesson_title(source.number)
+    title = lesson_title(source.number)
     lesson = f"[lesson {source.number}](../notebooks/{source.name}.ipynb)"
     what = "Solutions" if solved else "Exercises"
     text = (
@@ -137,8 +150,8 @@ def _worksheet(source: Source, solved: bool) -> NotebookNode:
     )  # fmt: skip
     head = new_markdown_cell(f"# {what} {source.number} · {title}\n\n{text}",
                              id=f"l{source.number}-head")
-    first = next(c for c in source.items if not isinstance(c, str) and c.cell_type == "code")
-    cells = [head, new_code_cell(first.source.strip(), id=f"l{source.number}-setup")]
+    cells = [head, new_code_cell(setup(source).source.strip(), id=f"l{source.number}-setup",
+                                 metadata={"minik2": {"role": "setup"}})]
     for exercise in source.solved:
         cells += _exercise(source, exercise, solved)
     return _notebook(cells)
@@ -156,25 +169,23 @@ def _exercise(source: Source, exercise: str, solved: bool) -> list[NotebookNode]
     *hints, way = source.hints[exercise]
     answer, empty = source.solved[exercise], stub(exercise, source.solved[exercise])
 
-    def mark(role: str) -> dict[str, dict[str, str]]:
-        return {"minik2": {"exercise": exercise, "role": role}}
+    def mark(role: str, **more: str) -> dict[str, dict[str, str]]:
+        return {"minik2": {"role": role, "exercise": exercise, **more}}
 
-    answer_mark = mark("answer")
-    answer_mark["minik2"]["stub_sha256"] = sha256(empty)
     cells = [
-        new_markdown_cell(heading, id=f"{slug}-task", metadata=mark("task")),
-        new_code_cell(answer if solved else empty, id=f"{slug}-answer", metadata=answer_mark),
-        new_code_cell(f'check("{exercise}", {facts.function})', id=f"{slug}-check",
+        new_markdown_cell(heading, id=f"{slug}-task"),
+        new_code_cell(answer if solved else empty, id=f"{slug}-answer",
+                      metadata=mark("answer", stub_sha256=stub_hash(empty))),
+        new_code_cell(check_call(exercise, facts.function), id=f"{slug}-check",
                       metadata=mark("check")),
     ]
     if solved:
-        cells.insert(1, new_markdown_cell(way, id=f"{slug}-way", metadata=mark("way")))
+        cells.insert(1, new_markdown_cell(way, id=f"{slug}-way"))
         return cells
     names = ("First hint", "Second hint", "Third hint")
     folded = [_folded(name, text) for name, text in zip(names, hints, strict=True)]
     folded.append(_folded("The way to the solution", f"{way}\n\n```python\n{answer}\n```"))
-    cells.append(new_markdown_cell("\n\n".join(folded), id=f"{slug}-hints",
-                                   metadata=mark("hints")))
+    cells.append(new_markdown_cell("\n\n".join(folded), id=f"{slug}-hints"))
     return cells
 
 

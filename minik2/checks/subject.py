@@ -22,6 +22,9 @@ from typing import Any
 
 from minik2.checks.values import identical, plain
 
+# Seconds more for the first call of a function that Numba compiles then.
+COMPILING = 60.0
+
 
 class OutOfTime(BaseException):
     """Raised inside a function that outran its limit; no `except Exception` eats it."""
@@ -155,6 +158,8 @@ class Local:
         """Call it on a copy of args. What it prints is shown the first time only."""
         given = copy.deepcopy(args)
         quiet, self._called = self._called, True
+        if hasattr(self.function, "py_func") and not quiet:
+            seconds += COMPILING
 
         def run() -> Any:
             if quiet:
