@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[2] / "minik2"
 
 # A part may import parts of a lower rank, itself, and (rank 0 only) its equals.
 RANKS = {
-    "config": 0, "config_json": 0, "initial": 0, "tokens": 0,
+    "config": 0, "config_json": 0, "config_rules": 0, "initial": 0, "tokens": 0,
     "sizing": 1, "checkpoint": 1,
     "reference": 2, "pytorch": 2,
     "training": 3,
-    "plots": 4, "experiments": 4,
+    "plots": 4, "experiments": 4, "doctor": 4,
     "checks": 5,
     "cli": 6, "__main__": 6,
 }
