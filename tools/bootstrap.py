@@ -40,18 +40,20 @@ def say(text):
 
 # --- what can be checked before anything is written ---------------------------------------------
 
-def on_path(name):
-    return any(
-        os.access(os.path.join(folder, name), os.X_OK)
-        for folder in os.environ.get("PATH", "").split(os.pathsep)
-    )
+def works(*command):
+    """True if this starts and ends well; a version manager's stand-in may only say it cannot."""
+    try:
+        with open(os.devnull, "w") as nowhere:
+            return subprocess.call(command, stdout=nowhere, stderr=nowhere) == 0
+    except OSError:
+        return False  # no such program, or a link to one that was removed
 
 
 def check_python(version, executable):
     """Refuse a Python older than OLDEST, naming a newer one if there is one on the PATH."""
     if tuple(version[:2]) >= OLDEST:
         return
-    newer = [name for name in NEWER if on_path(name)]
+    newer = [name for name in NEWER if works(name, "--version")]
     advice = (
         "%s is there: add PYTHON=%s to the make command" % (newer[0], newer[0]) if newer
         else "install a newer one and name it in the make command, as PYTHON=/path/to/python3.12"
@@ -98,12 +100,7 @@ def python_of(venv):
 
 
 def has_pip(venv):
-    try:
-        with open(os.devnull, "w") as nowhere:
-            return subprocess.call([python_of(venv), "-c", "import pip"], stdout=nowhere,
-                                   stderr=nowhere) == 0
-    except OSError:
-        return False  # no python in it, or a link to one that was removed
+    return works(python_of(venv), "-c", "import pip")
 
 
 def make_venv(venv):

@@ -48,7 +48,12 @@ def test_too_old_a_python_is_told_which_newer_one_is_there(bootstrap, tmp_path, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(bootstrap.Sentence, match=r"needs Python 3\.11 .*, and /p is 3\.9; install"):
         bootstrap.check_python((3, 9, 2), "/p")
-    (tmp_path / "python3.12").touch(mode=0o755)
+    program = tmp_path / "python3.12"
+    program.write_text("#!/bin/sh\nexit 127\n")  # what a version manager puts there
+    program.chmod(0o755)
+    with pytest.raises(bootstrap.Sentence, match="install a newer one"):
+        bootstrap.check_python((3, 9, 2), "/p")
+    program.write_text("#!/bin/sh\n")
     with pytest.raises(bootstrap.Sentence, match=r"add PYTHON=python3\.12 to the make command"):
         bootstrap.check_python((2, 7, 18), "/p")
     bootstrap.check_python((3, 11, 0), "/p")
