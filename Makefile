@@ -17,13 +17,15 @@ SET_UP = @command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on th
 	MINIK2_COMMAND="make $@" $(PYTHON) tools/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help course test test-all lessons clean
+.PHONY: help course test test-all lessons proof bench clean
 
 help:
 	@echo "minik2: Kimi K2 in miniature. The commands:"
 	@echo "  make course     set up if need be, and open JupyterLab at lesson 00"
 	@echo "  make test       set up if need be, and run the tests with the lessons' steps shortened"
 	@echo "  make test-all   every test at full length, the browser test too"
+	@echo "  make proof      hold every part against other implementations; fills the README's table"
+	@echo "  make bench      time both engines beside transformers; wants a quiet machine"
 	@echo "  make lessons    build the notebooks from lessons/ and run them (minutes)"
 	@echo "  make clean      remove what tests and tools left behind (.venv stays)"
 	@echo "With PYTHON=python3.12 another Python makes .venv; PIP_ARGS and JUPYTER_ARGS are passed on."
@@ -50,6 +52,17 @@ lessons:
 	$(SET_UP) course
 	@echo "==> notebooks/, exercises/ and solutions/ from lessons/, run from top to bottom"
 	@$(BIN)/python -m lessons.build --execute
+
+proof:
+	$(SET_UP) course test
+	@echo "==> every part against every other implementation, on random configurations"
+	@$(BIN)/python -m benchmarks.proof
+
+# One process at a time has the cores: a test run beside it would spoil the figures.
+bench:
+	$(SET_UP) course test
+	@echo "==> both engines beside transformers, in turn; close what else is running"
+	@$(BIN)/python -m benchmarks.forward
 
 clean:
 	rm -rf build dist .artifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
