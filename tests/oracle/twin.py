@@ -21,9 +21,6 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
 from minik2.config import ModelConfig
 
-# Their latent norms use this value whatever the config says (transformers issue 44261).
-THEIR_EPS = 1e-6
-
 
 class _Torch64:
     """torch, except that single precision is double."""
