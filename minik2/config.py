@@ -118,7 +118,7 @@ class ModelConfig:
 
     @staticmethod
     def presets() -> list[str]:
-        """Names of the configurations that ship with minik2: three of our own, then the released."""
+        """Names of the configurations that ship with minik2: our own first, then the released."""
         return list(PRESETS)
 
     @classmethod
