@@ -21,6 +21,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from lessons import execute, views
+from minik2.checks.files import write_whole
 from minik2.checks.notebooks import stub_hash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +37,11 @@ def sources() -> list[Path]:
 def load(path: Path) -> NotebookNode:
     """Read a notebook; LessonError, a sentence, for a file that is none."""
     try:
-        return nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError, KeyError) as error:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            cell.setdefault("id", "")  # some editors save without ids
+        return notebook
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise views.LessonError(
             f"{path} is no notebook that can be read ({error}); delete it and build again."
         ) from None
@@ -46,7 +50,7 @@ def load(path: Path) -> NotebookNode:
 def answered(notebook: NotebookNode) -> list[str]:
     """Exercises whose answer cell is no longer the stub that was put there."""
     marks = [(cell.metadata.get("minik2", {}), cell.source) for cell in notebook.cells]
-    return [mark["exercise"] for mark, text in marks
+    return [mark.get("exercise", "an answer") for mark, text in marks
             if mark.get("role") == "answer" and stub_hash(text) != mark.get("stub_sha256")]
 
 
@@ -95,14 +99,12 @@ def drift(notebook: NotebookNode, built: NotebookNode, answers: bool) -> list[st
 
 
 def write(path: Path, notebook: NotebookNode) -> bool:
-    """Replace the file if its content changes; written beside and renamed. True if it did."""
+    """Replace the file if its content changes; True if it did."""
     text = nbformat.writes(notebook) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, text)
     return True
 
 
@@ -132,15 +134,18 @@ def build(source: views.Source, root: Path = ROOT, overwrite: bool = False) -> l
     return list(built)
 
 
-def check(source: views.Source, root: Path = ROOT) -> list[str]:
-    """One sentence for every notebook of the lesson that is not what its source makes."""
+def check(source: views.Source, root: Path = ROOT, answers: bool = True) -> list[str]:
+    """One sentence for every notebook of the lesson that is not what its source makes.
+
+    answers: whether a learner may have answered outside the solutions.
+    """
     out = []
     for folder, built in views.views(source).items():
         path = root / folder / f"{source.name}.ipynb"
         where = f"{folder}/{path.name}"
         if not path.exists():
             out.append(f"{where} is missing; run make lessons.")
-        elif cells := drift(load(path), built, answers=folder != "solutions"):
+        elif cells := drift(load(path), built, answers and folder != "solutions"):
             out.append(f"{where} is not what its source makes ({', '.join(cells)}); "
                        "run make lessons.")  # fmt: skip
     return out

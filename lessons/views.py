@@ -100,7 +100,10 @@ def _validate(source: Source) -> None:
 def stub(exercise: str, solved: str) -> str:
     """The solved function with its body after the docstring replaced by three dots."""
     function = checks.find(exercise).function
-    body = ast.parse(solved).body
+    try:
+        body = ast.parse(solved).body
+    except SyntaxError as error:
+        raise LessonError(f"{exercise}: the solved cell is no Python ({error}).") from None
     node = body[0] if body else None
     if len(body) != 1 or not isinstance(node, ast.FunctionDef) or node.name != function:
         raise LessonError(f"{exercise}: the solved cell must hold one function named {function}.")
