@@ -6,7 +6,7 @@ functions happen in theirs; whatever their cells printed or replaced has no say 
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from minik2.checks.sandbox import Borrowed, Sandbox, Stopped, clean
 ENGINE = re.compile(r"\bminik2\.(reference|pytorch|checks)\b|\bfrom\s+minik2(\.\w+)*\s+import\b")
 
 # The outcomes, best first. "missing": there is no such function; "stopped": the process that ran
-# the cells was killed or ended before the answer could be checked; "unreadable": no notebook.
-OUTCOMES = ("passed", "failed", "stopped", "not attempted", "missing", "unreadable")
+# the cells was killed or ended before the answer could be checked; "unreadable": no notebook of
+# this course; "not graded": the check itself failed, which is our mistake.
+OUTCOMES = ("passed", "failed", "stopped", "not graded", "not attempted", "missing", "unreadable")
 LINES = 40  # of a message: no ladder says more, but a submission may
 
 
@@ -77,7 +78,11 @@ def mark(
         for exercise in wanted:
             tell(exercise.id)
             start = time.perf_counter()
-            made = _mark_one(notebook, exercise, sandbox, [e.function for e in wanted], seed)
+            try:
+                made = _mark_one(notebook, exercise, sandbox, [e.function for e in wanted], seed)
+            except Exception as error:  # of ours; the other exercises are marked all the same
+                made = Mark(exercise.id, "not graded", "The check itself failed "
+                            f"({type(error).__name__}: {clean(str(error))}); please report it.")
             marks.append(replace(_noted(made, *_notes(notebook, exercise)),
                                  seconds=round(time.perf_counter() - start, 3)))
     if sandbox.replaced:
@@ -152,8 +157,3 @@ def _notes(notebook: Notebook, exercise: Exercise) -> list[str]:
     elif any(c.source.strip() != built for c in checks):
         notes.append("the check's cell was edited, without effect")
     return notes
-
-
-def better(marks: Iterable[Mark]) -> Mark:
-    """The best of several marks of one exercise."""
-    return min(marks, key=lambda m: OUTCOMES.index(m.outcome))

@@ -86,14 +86,19 @@ class Notebook:
 
 
 def read(path: str | Path) -> Notebook:
-    """The notebook at `path`. Raises NotebookError or OSError, each one sentence."""
+    """The notebook at `path`. Raises NotebookError, one sentence."""
     path = Path(path)
     if not path.is_file():
         raise NotebookError(f"There is no notebook at {path}: give the path of an .ipynb file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise NotebookError(f"{path.name} is larger than {MAX_BYTES >> 20} MB: clear its outputs.")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise NotebookError(f"{path.name} is larger than {MAX_BYTES >> 20} MB: clear its "
+                                "outputs.")
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise NotebookError(f"{path.name} cannot be read: {error.strerror}.") from None
+    except NotebookError:
+        raise
     except (ValueError, RecursionError):
         raise NotebookError(f"{path.name} is no notebook: it does not hold JSON.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
