@@ -3,7 +3,8 @@
 Unusual here: the time limit works inside a notebook. On the main thread of Linux and macOS it is
 an alarm signal (an alarm that was set before, such as a test runner's, is put back afterwards);
 elsewhere the function runs in a thread that is told to stop. Both raise OutOfTime inside the
-learner's own code, so that the line where it was is known.
+learner's own code, so that the line where it was is known. Neither can stop a single call into
+compiled code, a Numba loop for one: that takes another process, as `minik2 check` has.
 """
 
 import copy
@@ -95,9 +96,12 @@ def _run_in_thread(function: Callable[[], Any], seconds: float) -> Any:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime))
-        thread.join(1.0)
+        for _ in range(20):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime))
+            thread.join(0.1)
+            if not thread.is_alive():
+                break
         raise box.get("error") or OutOfTime()
     if "error" in box:
         raise box["error"]
