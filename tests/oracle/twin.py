@@ -74,7 +74,8 @@ def build(cfg: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> An
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("inv_freq"):
                 continue
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+            # float64, so that a float32 hidden in a float64 path cannot pass unseen.
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             if "norm" in name:
                 tensor.copy_(1 + 0.3 * noise)
             elif name.endswith("e_score_correction_bias"):

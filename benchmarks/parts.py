@@ -1,0 +1,222 @@
+"""The parts of a model that the proof sheet compares, each written once per implementation.
+
+Unusual here: every implementation runs inside a whole model that was read from the same file, and
+a part is a call into that model. So the tensors' names, the loading and the wiring are compared
+along with the arithmetic. To add a part: write its three functions and its chain of roundings, and
+put it into PARTS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
+
+from benchmarks import rounding
+from minik2 import pytorch, reference
+from minik2.config import ModelConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the parts of one configuration are fed with, float64 arrays and whole numbers.
+
+    tokens (B, T); start: the position of the first token where only the rotation is compared;
+    x (B, T, D); heads (B, T, H, R); experts (B T, K): distinct experts; weights (B T, K).
+    """
+
+    tokens: Array
+    start: int
+    x: Array
+    heads: Array
+    experts: Array
+    weights: Array
+
+    @classmethod
+    def draw(cls, cfg: ModelConfig, shape: tuple[int, int], seed: int) -> Inputs:
+        rng = np.random.default_rng(seed)
+        batch, tokens = shape
+        order = rng.random((batch * tokens, cfg.n_routed_experts)).argsort(axis=1)
+        return cls(
+            tokens=rng.integers(0, cfg.vocab_size, shape),
+            start=int(rng.integers(0, cfg.max_position_embeddings - tokens + 1)),
+            x=rng.standard_normal((batch, tokens, cfg.hidden_size)),
+            heads=rng.standard_normal(
+                (batch, tokens, cfg.num_attention_heads, cfg.qk_rope_head_dim)
+            ),
+            experts=order[:, : cfg.num_experts_per_tok].copy(),
+            weights=rng.random((batch * tokens, cfg.num_experts_per_tok)),
+        )
+
+    def map(self, change: Callable[[Array], Array]) -> Inputs:
+        """The same with `change` applied to every array of real numbers."""
+        return Inputs(self.tokens, self.start, change(self.x), change(self.heads), self.experts,
+                      change(self.weights))  # fmt: skip
+
+
+Run = Callable[[Any, Inputs], Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: (model, inputs) -> output in each implementation, and its chain of roundings.
+
+    needs_experts: it exists only where the last layer has experts. chooses: its output jumps where
+    a token stands between two choices of experts.
+    """
+
+    name: str
+    reference: Run
+    pytorch: Run
+    transformers: Run
+    chain: Callable[[ModelConfig, tuple[int, int]], rounding.Chain]
+    needs_experts: bool = False
+    chooses: bool = False
+
+
+# The reference: arrays of the model's dtype in, an array out.
+
+
+def positions(inputs: Inputs, start: int = 0) -> Array:
+    return np.arange(start, start + inputs.tokens.shape[1])
+
+
+def reference_norm(model: reference.Model, inputs: Inputs) -> Array:
+    gain = model.layers[-1]["input_layernorm.weight"]
+    return reference.norm.forward(inputs.x, gain, model.cfg.rms_norm_eps)[0]
+
+
+def reference_rotation(model: reference.Model, inputs: Inputs) -> Array:
+    table = reference.rope.table(model.cfg, positions(inputs, inputs.start), model.dtype)
+    return reference.rope.rotate(inputs.heads, *table, model.cfg.rope_interleave)
+
+
+def reference_mla(model: reference.Model, inputs: Inputs) -> Array:
+    table = reference.rope.table(model.cfg, positions(inputs), model.dtype)
+    weights = model.layers[-1]["self_attn"]
+    return reference.mla.forward(inputs.x, weights, model.cfg, *table)[0]
+
+
+def reference_router(model: reference.Model, inputs: Inputs) -> Array:
+    mlp, rows = model.layers[-1]["mlp"], inputs.x.reshape(-1, model.cfg.hidden_size)
+    bias = mlp.get("gate.e_score_correction_bias")
+    (experts, weights), _ = reference.router.forward(rows, mlp["gate.weight"], bias, model.cfg)
+    return spread(experts, weights, model.cfg)
+
+
+def reference_experts(model: reference.Model, inputs: Inputs) -> Array:
+    mlp, rows = model.layers[-1]["mlp"], inputs.x.reshape(-1, model.cfg.hidden_size)
+    y, _ = reference.ffn.forward(rows, mlp["shared_experts"])
+    reference.moe.add_experts(y, rows, inputs.experts, inputs.weights,
+                              mlp["experts.gate_up_proj"], mlp["experts.down_proj"])  # fmt: skip
+    return y
+
+
+def spread(experts: Array, weights: Array, cfg: ModelConfig) -> Array:
+    """(tokens, K) choices as a (tokens, E) matrix of weights: in what order they came is moot."""
+    out = np.zeros((len(experts), cfg.n_routed_experts), weights.dtype)
+    np.put_along_axis(out, experts, weights, axis=1)
+    return out
+
+
+# PyTorch: the inputs are tensors on the model's device, in the model's dtype.
+
+
+def torch_table(model: pytorch.Model, inputs: Any, start: int = 0) -> tuple[Any, Any]:
+    exact = torch.promote_types(inputs.x.dtype, torch.float32)
+    where = torch.arange(start, start + inputs.tokens.shape[1], device=model.device)
+    return pytorch.rope.table(model.cfg, where, exact)
+
+
+def pytorch_norm(model: pytorch.Model, inputs: Any) -> Any:
+    return model.model.layers[-1].input_layernorm(inputs.x)
+
+
+def pytorch_rotation(model: pytorch.Model, inputs: Any) -> Any:
+    table = torch_table(model, inputs, inputs.start)
+    return pytorch.rope.rotate(inputs.heads, *table, model.cfg.rope_interleave)
+
+
+def pytorch_mla(model: pytorch.Model, inputs: Any) -> Any:
+    return model.model.layers[-1].self_attn(inputs.x, *torch_table(model, inputs))
+
+
+def pytorch_router(model: pytorch.Model, inputs: Any) -> Any:
+    experts, weights = model.model.layers[-1].mlp.gate(inputs.x.flatten(0, 1))
+    return torch_spread(experts, weights, model.cfg)
+
+
+def pytorch_experts(model: pytorch.Model, inputs: Any) -> Any:
+    mlp, rows = model.model.layers[-1].mlp, inputs.x.flatten(0, 1)
+    return mlp.experts(rows, inputs.experts, inputs.weights) + mlp.shared_experts(rows)
+
+
+def torch_spread(experts: Any, weights: Any, cfg: ModelConfig) -> Any:
+    return weights.new_zeros(len(experts), cfg.n_routed_experts).scatter(1, experts, weights)
+
+
+# transformers: the inputs are tensors on the CPU; its two model files differ in the rotation.
+
+
+def is_v3(model: Any) -> bool:
+    return model.config.model_type == "deepseek_v3"
+
+
+def their_table(model: Any, inputs: Any, start: int = 0) -> Any:
+    where = torch.arange(start, start + inputs.tokens.shape[1])
+    return model.model.rotary_emb(inputs.x, where[None].expand(len(inputs.x), -1))
+
+
+def transformers_norm(model: Any, inputs: Any) -> Any:
+    return model.model.layers[-1].input_layernorm(inputs.x)
+
+
+def transformers_rotation(model: Any, inputs: Any) -> Any:
+    heads, table = inputs.heads.transpose(1, 2), their_table(model, inputs, inputs.start)
+    if is_v3(model):
+        # What they return is in two halves; the same numbers, back in neighbouring places.
+        turned, _ = v3.apply_rotary_pos_emb_interleave(heads, heads, *table)
+        turned = turned.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    else:
+        turned, _ = v2.apply_rotary_emb(heads, heads, table)
+    return turned.transpose(1, 2)
+
+
+def transformers_mla(model: Any, inputs: Any) -> Any:
+    tokens = inputs.tokens.shape[1]
+    mask = torch.full((tokens, tokens), -torch.inf, dtype=inputs.x.dtype).triu(1)[None, None]
+    attention, table = model.model.layers[-1].self_attn, their_table(model, inputs)
+    return attention(inputs.x, position_embeddings=table, attention_mask=mask)[0]
+
+
+def transformers_router(model: Any, inputs: Any) -> Any:
+    _, weights, experts = model.model.layers[-1].mlp.gate(inputs.x)
+    return weights.new_zeros(len(experts), model.config.n_routed_experts).scatter(
+        1, experts, weights)  # fmt: skip
+
+
+def transformers_experts(model: Any, inputs: Any) -> Any:
+    mlp, rows = model.model.layers[-1].mlp, inputs.x.flatten(0, 1)
+    return mlp.experts(rows, inputs.experts, inputs.weights) + mlp.shared_experts(rows)
+
+
+PARTS = [
+    Part("norm", reference_norm, pytorch_norm, transformers_norm, rounding.norm),
+    Part("rotation", reference_rotation, pytorch_rotation, transformers_rotation,
+         rounding.far_rotation),
+    Part("MLA", reference_mla, pytorch_mla, transformers_mla, rounding.mla),
+    Part("router", reference_router, pytorch_router, transformers_router, rounding.router,
+         needs_experts=True, chooses=True),
+    Part("experts", reference_experts, pytorch_experts, transformers_experts, rounding.experts,
+         needs_experts=True),
+    Part("whole model", lambda model, inputs: model(inputs.tokens),
+         lambda model, inputs: model(inputs.tokens),
+         lambda model, inputs: model(inputs.tokens).logits, rounding.model, chooses=True),
+]  # fmt: skip

@@ -1,0 +1,202 @@
+"""The proof sheet: every part, every pair of implementations, on random configurations.
+
+    python -m benchmarks.proof              print it
+    python -m benchmarks.proof --record     and write results/proof.json and the README's table
+
+Fails where any difference exceeds its bound. The bounds are derived in rounding.py; configurations
+come from tests/oracle/configs.py, the same ones for the same seed and version of hypothesis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import hypothesis
+import torch
+import transformers
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tqdm import tqdm
+
+from benchmarks import records
+from benchmarks.parts import PARTS, Part
+from benchmarks.question import Case, Question, Side, ask, relative_error
+from benchmarks.rounding import TOO_COARSE
+from tests.oracle.configs import configs
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 40))
+# What is promised besides: no bound is wider than this, however sensitive a configuration is.
+PROMISED = {"float64": 1e-9}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides, the right one taken as exact; precision: that of the numbers they are given."""
+
+    name: str
+    precision: str
+    left: Side
+    right: Side
+
+    @property
+    def on_gpu(self) -> bool:
+        return "cuda" in (self.left.device, self.right.device)
+
+
+def comparisons() -> list[Comparison]:
+    """Every pair of implementations, in every precision that both have."""
+    out = []
+    for precision in ("float64", "float32"):
+        ours, torchs = Side("reference", precision), Side("pytorch", precision)
+        theirs, gpu = Side("transformers", precision), Side("pytorch", precision, "cuda")
+        out += [Comparison("PyTorch, reference", precision, torchs, ours),
+                Comparison("reference, transformers", precision, ours, theirs),
+                Comparison("PyTorch, transformers", precision, torchs, theirs),
+                Comparison("PyTorch on a GPU, reference", precision, gpu, ours)]  # fmt: skip
+    exact, half = Side("reference", "float64"), "bfloat16"
+    return [*out, Comparison("PyTorch, reference", half, Side("pytorch", half), exact),
+            Comparison("PyTorch on a GPU, reference", half, Side("pytorch", half, "cuda"), exact)]
+
+
+@dataclass
+class Row:
+    """One part under one comparison.
+
+    error and bound belong to the configuration that came closest to its bound, or broke it.
+    left_out: configurations in which rounding may decide a token's experts, or moves the answer so
+    far that an estimate of first order says nothing; configurations: those that were compared.
+    """
+
+    part: str
+    compared: str
+    precision: str
+    configurations: int = 0
+    left_out: int = 0
+    worst_error: float = 0.0
+    error: float = 0.0
+    bound: float = 0.0
+    state: str = "open: no GPU at hand"
+    closest_case: str = ""
+
+    def add(self, error: float, bound: float, case: Case) -> None:
+        closest = error / bound > (self.error / self.bound if self.bound else -1.0)
+        if closest:
+            self.error, self.bound, self.closest_case = error, bound, repr(case)
+        self.configurations += 1
+        self.worst_error = max(self.worst_error, error)
+        self.state = "holds" if self.error <= self.bound else "broken"
+
+
+def draw(count: int, seed: int) -> list[Case]:
+    """`count` random configurations with shapes and seeds; the same for the same seed."""
+    cases: list[Case] = []
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(configs(), SHAPES, st.integers(0, 2**31))
+    def collect(cfg: Any, shape: Any, own_seed: int) -> None:
+        cases.append(Case(cfg, shape, own_seed))
+
+    collect()
+    if len(cases) < count:
+        raise RuntimeError(f"hypothesis drew {len(cases)} configurations of the {count} asked for.")
+    return cases[:count]
+
+
+def compare(question: Question, part: Part, comparison: Comparison, row: Row, case: Case) -> None:
+    """Add one configuration to a row."""
+    left, right, chain = comparison.left, comparison.right, part.chain(question.cfg, question.shape)
+    noise = chain.noise(left.precision, left.angles) + chain.noise(right.precision, right.angles)
+    bound = noise * question.sensitivity(part)
+    if noise >= question.leeway(part) or bound > TOO_COARSE:
+        row.left_out += 1
+        return
+    bound = min(bound, PROMISED.get(comparison.precision, bound))
+    error = relative_error(question.answer(part, left), question.answer(part, right))
+    row.add(error, bound, case)
+
+
+def run(count: int, seed: int, parts: Sequence[Part] = PARTS) -> list[Row]:
+    """Every row of the sheet. GPU rows stay open where PyTorch finds none."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # A GPU's products in true float32, and sums of bfloat16 products in float32.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    wanted = comparisons()
+    rows = {(part.name, c): Row(part.name, c.name, c.precision) for part in parts for c in wanted}
+    possible = [c for c in wanted if torch.cuda.is_available() or not c.on_gpu]
+    for case in tqdm(draw(count, seed), desc="configurations", disable=None):
+        for precision in ("float64", "float32", "bfloat16"):
+            with ask(case, precision) as question:
+                for part in filter(question.has, parts):
+                    for c in (c for c in possible if c.precision == precision):
+                        compare(question, part, c, rows[part.name, c], case)
+    return list(rows.values())
+
+
+def cell(row: Row) -> str:
+    """A row as a cell of the README's table."""
+    if not row.configurations:
+        return "open"
+    sign, mark = ("<", "") if row.state == "holds" else (">", "**broken:** ")
+    error = f"{row.error:.1e}" if row.error else "0"
+    return f"{mark}{error} {sign} {row.bound:.1e} ({row.configurations})"
+
+
+def table(rows: Sequence[Row], count: int, seed: int, stamp: dict[str, Any]) -> str:
+    """The sheet as Markdown: one table a precision, a line a part, a column a comparison."""
+    versions = stamp["machine"]["packages"]
+    gpus = "".join(f", {gpu['name']}" for gpu in stamp["machine"]["gpus"])
+    text = [
+        f"{count} random configurations (seed {seed}), {stamp['date']}, NumPy {versions['numpy']}, "
+        f"Numba {versions['numba']}, PyTorch {versions['torch']}, transformers "
+        f"{versions['transformers']}{gpus}. Each cell: the relative error that came closest to its "
+        "bound, that bound, and how many configurations were compared. A bound is the number of "
+        "roundings on the longest way between two matrices, times the precision's unit roundoff, "
+        "times how far the answer moves when all numbers that go in move "
+        "(`benchmarks/rounding.py`). Left out are configurations without the part, and those where "
+        "rounding itself may decide which expert a token goes to or, in bfloat16, moves the answer "
+        "by more than a quarter. `open`: no such machine was at hand."
+    ]  # fmt: skip
+    for precision in dict.fromkeys(row.precision for row in rows):
+        mine = [row for row in rows if row.precision == precision]
+        columns = list(dict.fromkeys(row.compared for row in mine))
+        text += ["", f"In {precision}:", "", f"| part | {' | '.join(columns)} |",
+                 "|---|" + "---|" * len(columns)]  # fmt: skip
+        for part in dict.fromkeys(row.part for row in mine):
+            cells = [cell(row) for row in mine if row.part == part]
+            text.append(f"| {part} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--configurations", type=int, default=200, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true",
+                        help="write results/proof.json and the table in README.md")  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    rows = run(chosen.configurations, chosen.seed)
+    stamp = records.stamp()
+    sheet = table(rows, chosen.configurations, chosen.seed, stamp)
+    print(sheet)
+    if chosen.record:
+        record = {**stamp, "hypothesis": hypothesis.__version__, "seed": chosen.seed,
+                  "configurations": chosen.configurations, "rows": [asdict(row) for row in rows]}
+        records.write_json(records.RESULTS / "proof.json", record)
+        records.fill(records.ROOT / "README.md", "proof", sheet)
+    broken = [row for row in rows if row.state == "broken"]
+    for row in broken:
+        print(f"\nBroken: {row.part}, {row.compared} in {row.precision}: {row.error:.2e} exceeds "
+              f"{row.bound:.2e} with {row.closest_case}", file=sys.stderr)  # fmt: skip
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
