@@ -29,6 +29,8 @@ SECOND = "#A0527A"
 INK = "#22262E"
 SOFT = "#7A828E"
 FAINT = "#E8EAED"
+# For things that are neither: from dark to light, without blue or orange.
+PLAIN = (INK, TODAY, SECOND, "#8A919C", "#C6C9CE")
 
 # From nothing (white) to much (dark), for weights and shares; one hue, so lightness is the value.
 AMOUNT = LinearSegmentedColormap.from_list("amount", ["#FFFFFF", "#C6C9CE", "#747982", "#1C2027"])
@@ -121,7 +123,7 @@ def heat(
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 axes.text(column, row, minus(format(value, numbers)), ha="center", va="center",
-                          fontsize=9, color=_readable(image, value))
+                          fontsize=9, color=readable(image, value))
     return image
 
 
@@ -131,7 +133,8 @@ def signed(axes: Axes, values: Any, numbers: str | None = None, high: float | No
     return heat(axes, values, SIGNED, -largest, largest, numbers)
 
 
-def _readable(image: Any, value: float) -> str:
+def readable(image: Any, value: float) -> str:
+    """The colour of a text that stands on this value's square of an image."""
     red, green, blue, _ = image.cmap(image.norm(value))
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else INK
 

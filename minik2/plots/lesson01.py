@@ -49,8 +49,10 @@ def order(words: Sequence[str], plain: Array, shuffled: Array, shuffle: Sequence
 @styled
 def causal_mask(scores: Array, masked: Array, weights: Array) -> Picture:
     """The three steps for one head: scores, scores with the mask, softmax weights; (T, T) each."""
-    figure, axes = picture("The mask removes the future before the softmax shares out 1",
-                           9, 3.2, columns=3)  # fmt: skip
+    leak = float(np.triu(weights, 1).sum(1).max())
+    title = ("The mask removes the future before the softmax shares out 1" if leak == 0 else
+             f"The future is still seen: up to {leak:.0%} of a row's weight lies on it")
+    figure, axes = picture(title, 9, 3.2, columns=3)
     finite = np.where(np.isfinite(masked), masked, np.nan)
     signed(axes[0], scores, ".1f")
     signed(axes[1], finite, ".1f", high=float(np.abs(scores).max()))
@@ -70,7 +72,8 @@ def causal_mask(scores: Array, masked: Array, weights: Array) -> Picture:
 def clock_hands(turned: Array, frequencies: Array) -> Picture:
     """Pairs of one vector at growing positions: turned (T, R), interleaved; frequencies (R/2,)."""
     pairs = turned.reshape(len(turned), -1, 2)
-    figure, panels = picture("Every pair is a clock hand, and each is slower than the one before",
+    which = "each is" if (np.diff(frequencies) < 0).all() else "not every one is"
+    figure, panels = picture(f"Every pair is a clock hand, and {which} slower than the one before",
                              9, 2.9, columns=pairs.shape[1])  # fmt: skip
     last = len(turned) - 1
     for i, axes in enumerate(panels):
@@ -81,7 +84,7 @@ def clock_hands(turned: Array, frequencies: Array) -> Picture:
         for position, (x, y) in enumerate(pairs[:, i] / np.hypot(*pairs[0, i])):
             axes.annotate("", (x, y), (0, 0), arrowprops={
                 "arrowstyle": "-|>", "color": ROTARY, "linewidth": 1.8,
-                "alpha": 0.2 + 0.8 * position / last, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+                "alpha": (position + 1) / (last + 1), "shrinkA": 0, "shrinkB": 0})  # fmt: skip
         # Hands that lie on each other share one label.
         spread = np.abs(pairs[last, i] - pairs[0, i]).max() / np.hypot(*pairs[0, i])
         named = range(len(turned)) if spread > 0.2 and frequencies[i] > 0.3 else (0, last)
@@ -98,14 +101,18 @@ def clock_hands(turned: Array, frequencies: Array) -> Picture:
 @styled
 def relative(scores: Array) -> Picture:
     """Scores (T, T) of one query and one key, put at every pair of positions."""
+    size = len(scores)
+    spread = max(float(np.ptp(np.diagonal(scores, d))) for d in range(1 - size, size))
+    # float32 angles err by a few thousandths at most at these positions.
+    only = spread < 1e-2 * np.ptp(scores)
     figure, (left, right) = picture(
-        "The score depends on the distance of the two positions, and on nothing else",
+        "The score depends on the distance of the two positions, and on nothing else" if only else
+        f"The score depends on more than the distance: at one distance it varies by {spread:.2g}",
         9, 3.4, columns=2, width_ratios=(1, 1.5))  # fmt: skip
     image = signed(left, scores)
     figure.colorbar(image, ax=left, shrink=0.8, label="score")
     left.set(xlabel="position of the key", ylabel="position of the query",
-             title="every diagonal has one colour")  # fmt: skip
-    size = len(scores)
+             title="diagonals are equal distances")  # fmt: skip
     queries = np.linspace(size // 4, size - 1, 4).astype(int)
     for n, query in enumerate(queries):
         distances = query - np.arange(query + 1)
@@ -123,7 +130,10 @@ def relative(scores: Array) -> Picture:
 def layouts(permutation: Array) -> Picture:
     """The two storage orders of a rotary vector: halves = interleaved[permutation]; (R,)."""
     size = len(permutation)
-    figure, axes = picture("The two layouts hold the same numbers, one permutation apart", 9, 2.6)
+    same = np.array_equal(np.sort(permutation), np.arange(size))
+    title = ("The two layouts hold the same numbers, one permutation apart" if same else
+             "This is no permutation: some numbers come twice, others are lost")  # fmt: skip
+    figure, axes = picture(title, 9, 2.6)
     axes.set(xlim=(-2.6, size), ylim=(-0.3, 3.2))
     axes.set_axis_off()
     shades = np.linspace(1, 0.25, size // 2)
@@ -148,7 +158,10 @@ def _square(axes: Any, x: float, y: float, number: int, shade: float) -> None:
 @styled
 def one_head(text: str, weights: Array) -> Picture:
     """Where a head that was built to look one token back does look: weights (T, T)."""
-    figure, axes = picture("Built from rotation alone: a head that looks one token back", 6.4, 4.6)
+    back = float(np.diagonal(weights, -1).mean())
+    title = (f"Built from rotation alone: {back:.0%} of the weight is one token back"
+             if back > 0.5 else f"Only {back:.0%} of the weight is one token back")  # fmt: skip
+    figure, axes = picture(title, 7, 4.6)
     image = heat(axes, np.where(np.tri(len(weights), dtype=bool), weights, np.nan), low=0, high=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="attention weight")
     ticks(axes, letters(text), letters(text))
