@@ -37,6 +37,7 @@ PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "VIRTUAL_ENV", "LD_
              "DYLD_LIBRARY_PATH", "PYTHONPATH", "NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS",
              "OMP_NUM_THREADS")
 MARK = "MINIK2_SANDBOX"
+BROKEN = "did not keep to the grader's protocol"
 GRACE = 2.0  # seconds between the limit inside the process and the one from outside
 
 
@@ -133,8 +134,10 @@ class Sandbox:
             reply = self._ask(seconds, action="call", name=name, args=args, seconds=seconds)
             if reply.get("trouble") is None:
                 return Outcome(reply.get("value"), mutated=_expect(reply, "mutated", bool))
-            kind, text, error = ([*_expect(reply, "trouble", list), "", "", ""])[:3]
-            return Outcome(trouble=Trouble(*(clean(str(part)) for part in (kind, text, error))))
+            trouble = _expect(reply, "trouble", list)
+            if len(trouble) != 3 or not all(isinstance(part, str) for part in trouble):
+                raise Stopped(BROKEN)
+            return Outcome(trouble=Trouble(*map(clean, trouble)))
         except Stopped as stopped:
             self._end()
             return Outcome(trouble=Trouble("stopped", f"It {stopped}."))
@@ -217,7 +220,7 @@ def _expect(reply: dict[str, Any], key: str, kind: type[_T]) -> _T:
     """reply[key] if it is of that kind; Stopped otherwise."""
     value = reply.get(key)
     if not isinstance(value, kind):
-        raise Stopped("did not keep to the grader's protocol")
+        raise Stopped(BROKEN)
     return value
 
 

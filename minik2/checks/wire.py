@@ -59,7 +59,8 @@ class _Blobs:
         self.data, self.at = data, 0
 
     def take(self, dtype: Any, shape: Any) -> np.ndarray:
-        if dtype not in DTYPES or not isinstance(shape, list) or len(shape) > 16:
+        if not isinstance(dtype, str) or dtype not in DTYPES or (
+                not isinstance(shape, list) or len(shape) > 16):
             raise WireError("an array of an unknown kind")
         if not all(type(n) is int and 0 <= n <= LIMIT for n in shape):
             raise WireError("an array of impossible shape")

@@ -95,6 +95,7 @@ def test_random_bytes_are_no_message(raw):
 @given(JSON, st.binary(max_size=32))
 @example({"a": ["<f8", [2**26, 2**26, 2**26, 0]]}, b"")  # no number, and sides beyond NumPy
 @example({"a": ["|O", [1]]}, bytes(8))  # a pickle by another name
+@example({"a": [["<f8"], [1]]}, bytes(8))
 @example({"a": ["<f8", [-1]]}, bytes(8))
 @example({"a": ["<f8", [True]]}, bytes(8))
 @example({"a": ["<f8", [5]]}, bytes(8))
