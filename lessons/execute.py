@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -30,15 +31,17 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
     `seconds` were over.
     """
     notebook = nbformat.from_dict(notebook)
-    client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(folder)}}, shutdown_kernel="immediate",
-        extra_arguments=["--HistoryManager.enabled=False"],
-        # Sockets that only this user can open, where the system has such.
-        config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
-    )  # fmt: skip
     try:
-        asyncio.run(asyncio.wait_for(client.async_execute(), seconds))
+        with tempfile.TemporaryDirectory(prefix="minik2-") as private:
+            # Sockets in a folder that only this user can enter, where the system has such.
+            sockets = {"transport": "ipc", "ip": f"{private}/kernel"}
+            client = NotebookClient(
+                notebook, timeout=None, kernel_name="python3", record_timing=False,
+                resources={"metadata": {"path": str(folder)}}, shutdown_kernel="immediate",
+                extra_arguments=["--HistoryManager.enabled=False"],
+                config=Config({"KernelManager": sockets if os.name == "posix" else {}}),
+            )  # fmt: skip
+            asyncio.run(asyncio.wait_for(client.async_execute(), seconds))
     except TimeoutError:
         raise RunError(f"It was not done after {seconds:.0f} s and was stopped.") from None
     except DeadKernelError:
