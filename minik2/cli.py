@@ -188,9 +188,9 @@ def _notebook(path: Path) -> Path:
         raise IsADirectoryError(f"{path} is a folder, and `minik2 check` takes one notebook; "
                                 "`minik2 progress` looks at all of yours.")
     if not path.exists():
-        near = difflib.get_close_matches(path.name, (p.name for p in path.parent.glob("*.ipynb")))
-        hint = f"did you mean {path.with_name(near[0])}?" if near else (
-            "give the path of an .ipynb file.")
+        there = {p.stem: p for way in ("*/*.ipynb", "*.ipynb") for p in path.parent.glob(way)}
+        near = difflib.get_close_matches(path.stem, there)
+        hint = f"did you mean {there[near[0]]}?" if near else "give the path of an .ipynb file."
         raise FileNotFoundError(f"There is no file {path}; {hint}")
     if path.suffix == ".py":
         raise ValueError(f"{path} is a Python file; give the notebook, "

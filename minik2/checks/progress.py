@@ -81,10 +81,14 @@ def course_folder(start: Path) -> Path:
     """The nearest folder at or above `start` that holds notebooks/ or exercises/ of lessons."""
     start = start.resolve()
     for folder in (start, *start.parents):
-        if any(folder.glob(f"{name}/{LESSONS}") for name in FOLDERS):
+        if _notebooks(folder):
             return folder
     raise FileNotFoundError(f"There are no lessons in {start} or above it: go to the course's "
                             "folder, the one that holds notebooks/ and exercises/, or name it.")
+
+
+def _notebooks(folder: Path) -> list[Path]:
+    return [path for name in FOLDERS for path in sorted(folder.glob(f"{name}/{LESSONS}"))]
 
 
 def progress(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Progress:
@@ -98,7 +102,7 @@ def progress(folder: Path, tell: Callable[[str], None] = lambda text: None) -> P
     kept = _load(cache)
     best: dict[str, tuple[Mark, Path | None]] = {
         e.id: (Mark(e.id, "missing", "No notebook has it."), None) for e in exercises()}
-    for path in (p for name in FOLDERS for p in sorted(folder.glob(f"{name}/{LESSONS}"))):
+    for path in _notebooks(folder):
         where = path.relative_to(folder)
         try:
             notebook = read(path)

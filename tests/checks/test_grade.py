@@ -1,0 +1,143 @@
+"""The table of grades: what is in it, and that no end of the grading takes it away."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minik2.checks import grade as module
+from minik2.checks import marking
+from minik2.checks.files import write_whole
+from minik2.checks.grade import COLUMNS, Row, grade, submissions, write_table
+from minik2.checks.marking import Mark
+from tests.checks.worksheets import COUNT, READ, RIGHT, answer, code, save, worksheet
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
+
+WAITS = [*worksheet(RIGHT), code("import time\ntime.sleep(30)")]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_are_found_below_and_hidden_ones_are_not(tmp_path):
+    for name in ("b.ipynb", "a/x.ipynb", "A.IPYNB", ".ipynb_checkpoints/b.ipynb", "a/.x.ipynb"):
+        save(tmp_path / name, [])
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder.ipynb").mkdir()
+    (tmp_path / "dangling.ipynb").symlink_to(tmp_path / "nowhere")
+    found = [str(path.relative_to(tmp_path)) for path in submissions(tmp_path)]
+    assert found == ["A.IPYNB", os.path.join("a", "x.ipynb"), "b.ipynb", "dangling.ipynb"]
+
+
+@pytest.mark.parametrize("text, cell", [
+    ("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("a=1", "a=1"),
+    ("two\nlines, \"quoted\"", "two lines, \"quoted\"")])
+def test_a_row_is_one_line_and_no_formula(tmp_path, text, cell):
+    path = tmp_path / "grades.csv"
+    write_table(path, [Row("anna.ipynb", Mark(READ, "failed", text, 2, "x", 7))] * 2)
+    assert len(path.read_text().splitlines()) == 3
+    (row, _) = table(path)
+    assert tuple(row) == COLUMNS
+    assert row["message"] == cell
+    assert (row["lesson"], row["outcome"], row["rung"], row["seed"]) == ("00", "failed", "2", "7")
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    folder = tmp_path / "class"
+    save(folder / "a.ipynb", worksheet({}))
+    try:
+        os.rename(folder / "a.ipynb", os.fsencode(folder) + b"/\xff\n.ipynb")
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    rows = [row for made in grade(folder, tmp_path / "grades.csv") for row in made]
+    assert {row.submission for row in rows} == {"  .ipynb"}
+    assert len(table(tmp_path / "grades.csv")) == 3
+
+
+def test_our_own_mistake_costs_one_exercise_of_one_submission(tmp_path, monkeypatch):
+    def broken(exercise, *arguments, **named):
+        if exercise.id == COUNT:
+            raise RuntimeError("a bug in a check")
+        return climb(exercise, *arguments, **named)
+
+    climb = marking.climb
+    monkeypatch.setattr(marking, "climb", broken)
+    save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT))
+    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    assert [row.mark.outcome for row in rows] == ["passed", "not graded", "passed"]
+    assert "RuntimeError: a bug in a check" in rows[1].mark.message
+
+
+def test_a_seed_gives_the_same_numbers_again(tmp_path):
+    wrong = {COUNT: "def count_expert(config):\n    return 2 * config['hidden_size']"}
+    save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT | wrong))
+    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    made = rows[1].mark
+    again = marking.mark(module.read(tmp_path / "class" / "a.ipynb"), seed=made.seed)[1]
+    assert (again.message, again.rung) == (made.message, made.rung)
+
+
+def start(tmp_path: Path) -> subprocess.Popen:
+    """`minik2 grade` in a process, once the first of two submissions is in the table."""
+    save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT))
+    save(tmp_path / "class" / "b.ipynb", WAITS)
+    grader = subprocess.Popen(
+        [sys.executable, "-m", "minik2", "grade", tmp_path / "class", "-o",
+         tmp_path / "grades.csv", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if (tmp_path / "grades.csv").exists() and table(tmp_path / "grades.csv"):
+            return grader
+        time.sleep(0.02)
+    grader.kill()
+    pytest.fail("nothing was graded in 60 s: " + grader.communicate()[1])
+
+
+def test_ctrl_c_leaves_what_was_graded(tmp_path):
+    grader = start(tmp_path)
+    grader.send_signal(signal.SIGINT)
+    out, err = grader.communicate(timeout=30)
+    assert grader.returncode == 130
+    assert "1 of 2 graded" in err and "Traceback" not in err
+    assert {row["submission"] for row in json.loads(out)} == {"a.ipynb"}
+    assert [row["outcome"] for row in table(tmp_path / "grades.csv")] == ["passed"] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "grades.csv"]
+
+
+def test_so_does_the_grader_being_killed(tmp_path):
+    grader = start(tmp_path)
+    grader.kill()
+    grader.communicate(timeout=30)
+    assert [row["submission"] for row in table(tmp_path / "grades.csv")] == ["a.ipynb"] * 3
+
+
+def test_an_old_table_stays_whole_until_the_new_one_is(tmp_path, monkeypatch):
+    path = tmp_path / "grades.csv"
+    write_whole(path, "old\n")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new\n")
+    assert path.read_text() == "old\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["grades.csv"]
+
+
+def test_answers_of_two_lessons_in_one_notebook(tmp_path):
+    cells = [*worksheet(RIGHT), answer("rope.to_halves")]
+    save(tmp_path / "class" / "a.ipynb", cells)
+    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    assert {row.to_dict()["lesson"] for row in rows} == {"00", "01"}
+    assert {row.mark.exercise: row.mark.outcome for row in rows}["attention.causal"] == "missing"
