@@ -20,7 +20,9 @@ def pick(logits: Tensor, temperature: float, rng: torch.Generator) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    chances = (logits.float() / temperature).softmax(-1)
+    # The best logit stands at 0, so that a tiny temperature sends the others to -inf, none to +inf.
+    below = logits.double() - logits.double().amax(-1, keepdim=True)
+    chances = (below / temperature).softmax(-1)
     return torch.multinomial(chances, 1, generator=rng)[:, 0]
 
 
@@ -35,6 +37,8 @@ def generate(
     rng = torch.Generator(model.device).manual_seed(seed)
     out = torch.from_numpy(prompt).to(model.device)
     for _ in range(max_new_tokens):
-        chosen = pick(model(out)[:, -1], temperature, rng)
+        logits = model(out)[:, -1]
+        token_ids.check_finite(bool(logits.isfinite().all()), out.shape[1])
+        chosen = pick(logits, temperature, rng)
         out = torch.cat([out, chosen[:, None]], 1)
     return out

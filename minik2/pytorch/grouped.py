@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ class _Loop(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
         for expert, own in _segments(ctx.counts):

@@ -54,8 +54,8 @@ class Trunk(nn.Module):
 class Model(nn.Module):
     """A decoder-only transformer of the DeepSeek-V3 / Kimi K2 family.
 
-    The constructor leaves PyTorch's own starting values in place; use `init` or
-    `from_pretrained`.
+    The constructor leaves weights as PyTorch's modules do, the experts' and routers' unset; use
+    `init` or `from_pretrained`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -127,10 +127,12 @@ class Model(nn.Module):
         checkpoint.save(directory, self.cfg, arrays)
 
     def forward(self, tokens: Any) -> Tensor:
-        """Next-token logits: whole numbers (B, T), tensor or array -> (B, T, vocab)."""
-        if not (isinstance(tokens, Tensor) and tokens.device.type != "cpu"):
-            # On a GPU the check would make the host wait for the device at every call.
-            tokens = torch.from_numpy(token_ids.check(tokens, self.cfg)).to(self.device)
+        """Next-token logits: whole numbers (B, T), tensor or array -> (B, T, vocab).
+
+        Raises what `minik2.tokens.check` raises; of tokens that are on a GPU only shape and dtype
+        are looked at, because reading them would make the host wait for the device at every call.
+        """
+        tokens = self._token_ids(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.model.embed_tokens(tokens)
         exact = torch.promote_types(x.dtype, torch.float32)
@@ -139,11 +141,22 @@ class Model(nn.Module):
             x = layer(x, cos, sin)
         return self.lm_head(self.model.norm(x))
 
-    def loss(self, tokens: Any, targets: Tensor) -> Tensor:
+    def _token_ids(self, tokens: Any) -> Tensor:
+        if not _on_a_device(tokens):
+            return torch.from_numpy(token_ids.check(tokens, self.cfg)).to(self.device)
+        token_ids.check_shape(tuple(tokens.shape), self.cfg)
+        if tokens.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"Tokens on a device must be int32 or int64, not {tokens.dtype}.")
+        return tokens.to(self.device)
+
+    def loss(self, tokens: Any, targets: Any) -> Tensor:
         """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each."""
-        logits = self(tokens).flatten(0, 1)
+        logits = self(tokens)
         exact = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(exact), targets.to(self.device).flatten())
+        if not _on_a_device(targets):
+            checked = token_ids.check_targets(targets, logits.shape[:2], self.cfg)
+            targets = torch.from_numpy(checked).to(self.device)
+        return F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten())
 
     def generate(
         self, tokens: Any, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
@@ -154,6 +167,10 @@ class Model(nn.Module):
         with a generator started at `seed`.
         """
         return generate.generate(self, tokens, max_new_tokens, temperature, seed)
+
+
+def _on_a_device(values: Any) -> bool:
+    return isinstance(values, Tensor) and values.device.type != "cpu"
 
 
 def _view(held: dict[str, Tensor], name: str) -> Tensor:

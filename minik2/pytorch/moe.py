@@ -20,7 +20,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """Σ_k weights[:, k] expert_indices[:, k](x): x (tokens, D), indices and weights (tokens, K)."""
+        """Σ_k weights[:, k] expert_indices[:, k](x): x (tokens, D), the others (tokens, K)."""
         flat = indices.flatten()
         order = flat.argsort(stable=True)
         counts = flat.bincount(minlength=len(self.down_proj))

@@ -10,8 +10,9 @@ from minik2.config import ModelConfig
 class Router(nn.Module):
     """x (tokens, D) -> indices (tokens, K) int64 and weights (tokens, K) in x's dtype.
 
-    Scores are float32 at least, whatever x is. The correction bias is a buffer, not a parameter:
-    no gradient reaches it, and it stays float32 when the model becomes bfloat16.
+    Scores are float32 at least, whatever x is; ties fall as torch.topk lets them. The correction
+    bias is a buffer, not a parameter: no gradient reaches it, and it stays float32 when the model
+    becomes bfloat16.
     Source: arXiv 2412.19437 eq. 12-16.
     """
 
@@ -24,7 +25,7 @@ class Router(nn.Module):
         if cfg.topk_method == "noaux_tc":
             self.register_buffer("e_score_correction_bias", torch.zeros(cfg.n_routed_experts))
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse=True):
         bias = getattr(self, "e_score_correction_bias", None)
         super()._apply(fn, recurse)
         if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:

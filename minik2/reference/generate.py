@@ -21,9 +21,12 @@ def pick(logits: Array, temperature: float, rng: np.random.Generator) -> Array:
     """
     if temperature == 0:
         return logits.argmax(axis=-1)
-    # The largest of logits + Gumbel noise is distributed as softmax(logits).
-    noise = rng.gumbel(size=logits.shape)
-    return (logits.astype(np.float64) / temperature + noise).argmax(axis=-1)
+    # The largest of logits + Gumbel noise is distributed as softmax(logits). The best logit stands
+    # at 0, so that a tiny temperature sends the others to -inf and none of them to +inf.
+    below = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        below /= temperature
+    return (below + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
 def generate(
@@ -35,5 +38,6 @@ def generate(
     rng = np.random.default_rng(seed)
     for _ in range(max_new_tokens):
         logits = model(out)[:, -1]
+        token_ids.check_finite(bool(np.isfinite(logits).all()), out.shape[1])
         out = np.concatenate([out, pick(logits, temperature, rng)[:, None]], axis=1)
     return out

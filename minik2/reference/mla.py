@@ -27,7 +27,8 @@ def forward(
     """
     batch, tokens, _ = x.shape
     heads, nope = cfg.num_attention_heads, cfg.qk_nope_head_dim
-    eps, saved = cfg.rms_norm_eps, {}
+    eps = cfg.rms_norm_eps
+    saved: dict[str, Any] = {}
 
     if cfg.q_lora_rank is None:
         q = x @ weights["q_proj.weight"].T
