@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -31,6 +32,7 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
     `seconds` were over.
     """
     notebook = nbformat.from_dict(notebook)
+    deadline = time.monotonic() + seconds
     try:
         with tempfile.TemporaryDirectory(prefix="minik2-") as private:
             # Sockets in a folder that only this user can enter, where the system has such.
@@ -42,9 +44,10 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
                 config=Config({"KernelManager": sockets if os.name == "posix" else {}}),
             )  # fmt: skip
             asyncio.run(asyncio.wait_for(client.async_execute(), seconds))
-    except TimeoutError:
-        raise RunError(f"It was not done after {seconds:.0f} s and was stopped.") from None
-    except DeadKernelError:
+    except (TimeoutError, DeadKernelError):
+        # nbclient takes being stopped in the midst of a cell for the kernel's death.
+        if time.monotonic() >= deadline:
+            raise RunError(f"It was not done after {seconds:.0f} s and was stopped.") from None
         raise RunError("Its kernel died; is there enough memory?") from None
     except CellExecutionError as error:
         last = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-12:]
