@@ -109,8 +109,8 @@ def _climb(
             raise _Miss(2, "It changed one of its arguments in place; work on a copy, because the "
                            "caller still needs them.", case)
     for invariant in exercise.invariants:
-        for case, out in zip(cases, fitted, strict=True):
-            _holds(invariant, exercise, subject, case, out)
+        for case, out, right in zip(cases, fitted, expected, strict=True):
+            _holds(invariant, exercise, subject, case, out, right)
     largest = 0.0
     for case, out, right in zip(cases, fitted, expected, strict=True):
         difference, error = values.compare(right, out)
@@ -140,20 +140,22 @@ def _ran(exercise: Exercise, case: Case, outcome: Outcome, right: Any) -> None:
 
 
 def _holds(
-    invariant: Invariant, exercise: Exercise, subject: Subject, case: Case, out: Any
+    invariant: Invariant, exercise: Exercise, subject: Subject, case: Case, out: Any, right: Any
 ) -> None:
     def call(*args: Any) -> Any:
         outcome = subject.call(args, exercise.seconds)
-        right = _right(exercise, args)
-        _ran(exercise, args, outcome, right)
+        should = _right(exercise, args)
+        _ran(exercise, args, outcome, should)
         try:
-            return values.fit(right, outcome.value)
+            return values.fit(should, outcome.value)
         except values.Misfit as misfit:
             raise _Miss(2, str(misfit), args) from None
 
     broken = invariant.broken(call, copy.deepcopy(case), out)
     if broken is not None:
-        raise _Miss(3, f"This must hold: {invariant.meaning} {broken}", case)
+        difference, _ = values.compare(right, out)
+        picture = Picture.of(difference, exercise.axes) if difference else None
+        raise _Miss(3, f"This must hold: {invariant.meaning} {broken}", case, picture)
 
 
 def _first_difference(difference: values.Difference, axes: str) -> str:

@@ -60,10 +60,11 @@ def _attention_cases(rng: np.random.Generator) -> list[Case]:
 def _rows_sum_to_one(call: Any, args: Case, out: Array) -> str | None:
     q, k, v = args
     ones = call(q, k, np.ones_like(v))
-    if np.abs(ones - 1).max() < 1e-3:
+    error = np.abs(ones - 1)
+    if error.max() < 1e-3:
         return None
-    row = int(np.abs(ones - 1).max(-1).argmax())
-    return f"With every value 1 the output of token {row} is {ones[row, 0]:.4g}."
+    row, column = np.unravel_index(int(error.argmax()), error.shape)
+    return f"With every value 1 the output of token {row} is {ones[row, column]:.4g}."
 
 
 def _no_look_ahead(call: Any, args: Case, out: Array) -> str | None:

@@ -1,8 +1,9 @@
 """A small picture of an error: which numbers of the output are wrong, and by how much.
 
 Unusual here: it is drawn by hand as SVG (no plotting library to load), and it never speaks by
-colour alone: a right number is an empty cell, a wrong one is filled, darker when further off, and
-the first wrong one has a thick frame; in a terminal the same is a grid of characters.
+colour alone: a right number is an empty cell, a wrong one is filled, more strongly when further
+off (which is darker on a light page and brighter on a dark one), and the first wrong one has a
+thick frame; in a terminal the same is a grid of characters.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from minik2.checks.values import Difference
 
 ROWS, COLUMNS, CELL = 12, 32, 13
+DRAWN = "Empty = right, filled = wrong, stronger = further off, thick frame = the first."
+TYPED = "A dot = right, 1 to 9 = wrong, by little to most."
 # Vermillion of the Okabe-Ito palette, which the colour-blind can tell from the rest.
 WRONG = "#d55e00"
 
@@ -39,12 +42,11 @@ class Picture:
         left = max(0, min(column - COLUMNS // 2, flat.shape[1] - COLUMNS))
         window = np.s_[top:top + ROWS, left:left + COLUMNS]
         letters = axes.split()
-        names = ("rows", "columns")
+        names = ""
         if len(letters) == wrong.ndim and wrong.ndim > 1:
-            names = (f"rows are {' × '.join(letters[:-1])}", f"columns {letters[-1]}")
+            names = f"; rows are {' × '.join(letters[:-1])}, columns {letters[-1]}"
         part = "" if flat[window].shape == flat.shape else ", a part of it"
-        caption = (f"Output {wrong.shape}{part}; {', '.join(names)}. Empty = right, "
-                   "filled = wrong, darker = further off, thick frame = the first.")
+        caption = f"Output {wrong.shape}{part}{names}."
         return cls(_strength(error[window], flat[window]), (row - top, column - left), caption)
 
     def svg(self) -> str:

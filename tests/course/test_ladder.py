@@ -21,7 +21,7 @@ import torch
 from minik2.checks import check, find
 from minik2.checks.exercise import Exercise, Invariant, wrong
 from minik2.checks.ladder import climb
-from minik2.checks.picture import COLUMNS, ROWS, Picture
+from minik2.checks.picture import COLUMNS, DRAWN, ROWS, TYPED, Picture
 from minik2.checks.subject import Local, OutOfTime, is_stub, run_limited
 from minik2.checks.values import compare, fit
 
@@ -460,6 +460,7 @@ def test_a_broken_invariant_is_told_with_its_meaning(id, function, meaning):
     assert (result.state, result.rung) == ("not yet", 3), result.message
     assert result.seen.startswith(f"This must hold: {meaning}")
     assert re.search(r"\d", result.seen.partition(". ")[2]), "and what was seen instead"
+    assert result.picture is not None, "the output was of the right shape, so it can be drawn"
 
 
 def test_a_function_that_fails_only_inside_an_invariant_is_caught():
@@ -514,13 +515,14 @@ def test_the_picture_shows_the_window_with_the_first_error():
     picture = Picture.of(difference, "B T D")
     assert picture.strength.shape == (ROWS, COLUMNS)
     assert picture.strength[picture.first] > 0 and (picture.strength > 0).sum() == 1
-    assert "a part of it; rows are B × T, columns D" in picture.caption
+    assert "a part of it; rows are B × T, columns D." in picture.caption
 
 
 def test_no_picture_of_a_single_number_and_one_of_a_row():
     assert check("config.count_expert", lambda c: 1).picture is None
     picture = check("rope.to_halves", lambda size: RIGHT["rope.to_halves"](size)[::-1]).picture
     assert picture.strength.shape[0] == 1
+    assert picture.caption == f"Output ({picture.strength.size},)."
 
 
 def test_a_further_number_is_drawn_darker_and_nan_darkest():
@@ -626,7 +628,8 @@ def test_nothing_is_said_by_colour_alone(name):
         assert 'fill-opacity="0.00"' in svg and 'stroke-width="2.5"' in svg
         filled = [float(x) for x in re.findall(r'fill-opacity="([\d.]+)"', svg) if float(x)]
         assert filled and min(filled) > 0.3
-        assert result.picture.caption in words and result.picture.caption in repr(result)
+        assert f"{result.picture.caption} {DRAWN}" in words
+        assert f"{result.picture.caption} {TYPED}" in repr(result)
         assert result.picture.text() in repr(result)
 
 
