@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -157,21 +164,22 @@ def grade(
     if not files:
         raise FileNotFoundError(f"There are no notebooks (.ipynb) in {folder}.")
     rows: list[grading.Row] = []
-    with _bar() as bar:
+    with _bar(BarColumn(20), MofNCompleteColumn()) as bar:
         task = bar.add_task("Reading", total=len(files))
 
         def tell(name: str, step: str) -> None:
             bar.update(task, description=f"{name}: {step}")
 
+        interrupted = False
+        grading.write_table(output, rows)  # where it cannot be written, say so before the work
         try:
-            for made in grading.grade(folder, output, time_limit=time_limit, memory_mb=memory,
-                                      tell=tell):
+            for made in grading.grade(folder, time_limit=time_limit, memory_mb=memory, tell=tell):
                 rows += made
+                grading.write_table(output, rows)
                 bar.advance(task)
         except KeyboardInterrupt:
             interrupted = True
-        else:
-            interrupted = False
+            grading.write_table(output, rows)
     if as_json:
         print(json.dumps([row.to_dict() for row in rows], indent=2))
     else:
@@ -214,12 +222,11 @@ def _writable(path: Path) -> None:
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into.")
 
 
-def _bar() -> Progress:
-    """A progress bar that leaves nothing behind; none where no terminal shows it."""
+def _bar(*counted: ProgressColumn) -> Progress:
+    """A progress line that leaves nothing behind; none where no terminal shows it."""
     err = Console(stderr=True)
-    return Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20),
-                    MofNCompleteColumn(), Elapsed(), console=err, transient=True,
-                    disable=not err.is_terminal)
+    return Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), *counted,
+                    TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal)
 
 
 def _sign(outcome: str) -> tuple[str, str]:
@@ -245,15 +252,18 @@ def _show(made: "Mark") -> None:
 
 
 def _table(rows: list[Any]) -> None:
-    """One line a submission: how much passed, and what did not."""
+    """One line a submission: how much passed, what did not, and what to look at."""
     table = Table("submission", "passed", "the rest", box=None, header_style="bold")
     for name in dict.fromkeys(row.submission for row in rows):
         marks = [row.mark for row in rows if row.submission == name]
         passed = sum(made.outcome == "passed" for made in marks)
-        rest = Text(", ").join(
-            Text(" ".join(filter(None, (made.exercise, made.outcome))), _sign(made.outcome)[1])
-            for made in marks if made.outcome != "passed")
-        table.add_row(Text(name), f"{passed} of {len(marks)}" if marks[0].exercise else "", rest)
+        rest = [Text(f"{made.exercise} {made.outcome}".strip() + (
+            f" ({made.looks_like})" if made.looks_like else ""), _sign(made.outcome)[1])
+            for made in marks if made.outcome != "passed"]
+        notes = dict.fromkeys(note for made in marks for note in made.note.split("; ") if note)
+        rest += [Text(note, "dim") for note in notes]
+        table.add_row(Text(name), f"{passed} of {len(marks)}" if marks[0].exercise else "",
+                      Text("; ").join(rest))
     Console(highlight=False).print(table)
 
 

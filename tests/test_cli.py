@@ -116,7 +116,7 @@ def test_check_shows_the_picture_of_the_error(call, tmp_path):
     source = "def causal(q, k, v):\n    return np.ones((len(q), v.shape[1]))"
     path = save(tmp_path / "a.ipynb", worksheet({"attention.causal": source}, "01"))
     _, out, _ = call("check", path)
-    assert "Empty = right, filled = wrong" in " ".join(out.split())
+    assert "A dot = right, 1 to 9 = wrong" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -183,7 +183,7 @@ def test_grade_writes_a_table_and_shows_it(call, tmp_path):
     assert err == "3 of 3 graded; the rows are in grades.csv.\n"
     shown = " ".join(out.split())
     assert "anna.ipynb 3 of 3" in shown and "carl.ipynb unreadable" in shown
-    assert "[bold]bert.ipynb 0 of 3 config.read not attempted, config.count_expert failed" in shown
+    assert "[bold]bert.ipynb 0 of 3 config.read not attempted; config.count_expert failed;" in shown
     assert len((tmp_path / "grades.csv").read_text().splitlines()) == 1 + 3 + 3 + 1
     status, out, _ = call("grade", "class", "-o", "other.csv", "--json")
     rows = json.loads(out)

@@ -1,7 +1,8 @@
 """Grading a folder of submissions: one row for each exercise of each, whatever the file holds.
 
-Unusual here: all files are read before the first one runs, so that none can change another; and
-the table is written anew after each, so that whatever ends the grading leaves what was done.
+Unusual here: all files are read before the first one runs, so that none can change another. The
+rows come submission by submission, and the table is cheap to write anew after each, so that
+whatever ends the grading leaves what was done.
 """
 
 import csv
@@ -45,24 +46,18 @@ def submissions(folder: Path) -> list[Path]:
 
 
 def grade(
-    folder: Path, table: Path, *, time_limit: float = 60.0, memory_mb: int = 4096,
+    folder: Path, *, time_limit: float = 60.0, memory_mb: int = 4096,
     tell: Callable[[str, str], None] = lambda submission, step: None,
 ) -> Iterator[list[Row]]:
-    """The rows of one submission after the other; `table` holds all of them so far.
+    """The rows of one submission after the other.
 
     time_limit: seconds a submission; memory_mb: resident memory of all its processes; tell: called
-    with its name and a few words before each step. Raises OSError where the table cannot be
-    written, and on Windows.
+    with its name and a few words before each step. Raises OSError on Windows.
     """
     paths = submissions(folder)
     read_first = [(clean(str(path.relative_to(folder))), _read(path)) for path in paths]
-    rows: list[Row] = []
-    write_table(table, rows)
     for name, notebook in read_first:
-        made = _rows(name, notebook, time_limit, memory_mb, partial(tell, name))
-        rows += made
-        write_table(table, rows)
-        yield made
+        yield _rows(name, notebook, time_limit, memory_mb, partial(tell, name))
 
 
 def _read(path: Path) -> Notebook | str:

@@ -13,6 +13,7 @@ from typing import Any
 from minik2.checks.exercise import Exercise, exercises
 from minik2.checks.ladder import climb
 from minik2.checks.notebooks import Cell, Notebook, NotebookError, check_call
+from minik2.checks.picture import TYPED
 from minik2.checks.sandbox import Borrowed, Sandbox, Stopped, clean
 
 ENGINE = re.compile(r"\bminik2\.(reference|pytorch|checks)\b|\bfrom\s+minik2(\.\w+)*\s+import\b")
@@ -128,7 +129,8 @@ def _mark_one(
     if "NameError" in result.seen:
         note = "only set-up cells, answers and cells you added are run: define it in one of them"
     message = "\n".join(map(clean, result.message.splitlines()[:LINES]))
-    picture = f"{result.picture.text()}\n    {result.picture.caption}" if result.picture else ""
+    seen = result.picture
+    picture = f"{seen.text()}\n    {seen.caption} {TYPED}" if seen else ""
     return Mark(exercise.id, outcome, message, result.rung, result.looks_like, result.seed, note,
                 picture)
 

@@ -14,6 +14,8 @@ import os
 import re
 import socket
 import sys
+import threading
+import time
 import types
 from typing import Any
 
@@ -129,7 +131,15 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
 
 
+def follow(grader: int) -> None:
+    """End when the grader has: nobody would stop what runs here any more."""
+    while os.getppid() == grader:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
     sock = socket.socket(fileno=int(sys.argv[1]))
     # A process that a cell starts or forks shall not answer as well.
     sock.set_inheritable(False)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from minik2.checks import grade as module
@@ -58,8 +59,9 @@ def test_a_name_that_is_no_text(tmp_path):
         os.rename(folder / "a.ipynb", os.fsencode(folder) + b"/\xff\n.ipynb")
     except OSError:
         pytest.skip("this file system takes only names that are text")
-    rows = [row for made in grade(folder, tmp_path / "grades.csv") for row in made]
+    (rows,) = grade(folder)
     assert {row.submission for row in rows} == {"  .ipynb"}
+    write_table(tmp_path / "grades.csv", rows)
     assert len(table(tmp_path / "grades.csv")) == 3
 
 
@@ -72,7 +74,7 @@ def test_our_own_mistake_costs_one_exercise_of_one_submission(tmp_path, monkeypa
     climb = marking.climb
     monkeypatch.setattr(marking, "climb", broken)
     save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT))
-    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    (rows,) = grade(tmp_path / "class")
     assert [row.mark.outcome for row in rows] == ["passed", "not graded", "passed"]
     assert "RuntimeError: a bug in a check" in rows[1].mark.message
 
@@ -80,7 +82,7 @@ def test_our_own_mistake_costs_one_exercise_of_one_submission(tmp_path, monkeypa
 def test_a_seed_gives_the_same_numbers_again(tmp_path):
     wrong = {COUNT: "def count_expert(config):\n    return 2 * config['hidden_size']"}
     save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT | wrong))
-    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    (rows,) = grade(tmp_path / "class")
     made = rows[1].mark
     again = marking.mark(module.read(tmp_path / "class" / "a.ipynb"), seed=made.seed)[1]
     assert (again.message, again.rung) == (made.message, made.rung)
@@ -115,10 +117,15 @@ def test_ctrl_c_leaves_what_was_graded(tmp_path):
 
 
 def test_so_does_the_grader_being_killed(tmp_path):
+    """And the submission that was running ends as well."""
     grader = start(tmp_path)
+    until = time.monotonic() + 30
+    while not (workers := psutil.Process(grader.pid).children()) and time.monotonic() < until:
+        time.sleep(0.02)
     grader.kill()
     grader.communicate(timeout=30)
     assert [row["submission"] for row in table(tmp_path / "grades.csv")] == ["a.ipynb"] * 3
+    assert workers and psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 def test_an_old_table_stays_whole_until_the_new_one_is(tmp_path, monkeypatch):
@@ -138,6 +145,6 @@ def test_an_old_table_stays_whole_until_the_new_one_is(tmp_path, monkeypatch):
 def test_answers_of_two_lessons_in_one_notebook(tmp_path):
     cells = [*worksheet(RIGHT), answer("rope.to_halves")]
     save(tmp_path / "class" / "a.ipynb", cells)
-    (rows,) = grade(tmp_path / "class", tmp_path / "grades.csv")
+    (rows,) = grade(tmp_path / "class")
     assert {row.to_dict()["lesson"] for row in rows} == {"00", "01"}
     assert {row.mark.exercise: row.mark.outcome for row in rows}["attention.causal"] == "missing"

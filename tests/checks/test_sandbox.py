@@ -201,7 +201,8 @@ def test_on_windows_a_sentence(tmp_path, monkeypatch):
 def test_scratch_folders_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox_module.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "class").mkdir()
-    with run(tmp_path / "class", "open('left', 'w').write('x')\ndef look():\n    return 1") as box:
-        assert (box.scratch / "left").exists()
+    nested = "import os\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"
+    with run(tmp_path / "class", "open('left', 'w').write('x')", nested, "look = int") as box:
+        assert (box.scratch / "left").exists() and (box.scratch / "d" / "d").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["class"]
     assert json.dumps(box.found) == '{"look": "function"}'

@@ -324,9 +324,8 @@ def graded(folder: Path, pupils: dict[str, Pupil], seconds: float) -> dict[str, 
             path.write_bytes(pupil.cells)
         else:
             save(path, pupil.cells)
-    for _ in grade.grade(folder / "class", folder / "grades.csv", time_limit=seconds,
-                         memory_mb=LIMIT_MB):
-        pass
+    made = grade.grade(folder / "class", time_limit=seconds, memory_mb=LIMIT_MB)
+    grade.write_table(folder / "grades.csv", [row for mine in made for row in mine])
     rows: dict[str, list[dict]] = {}
     with open(folder / "grades.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
