@@ -4,7 +4,9 @@ Pure functions over arrays: `forward(...)` returns `(y, saved)`, where `saved` h
 backward pass or a curious reader wants to see. float64 is for proofs, float32 for work.
 """
 
-from minik2.reference import attention, ffn, mla, moe, norm, rope, router
+from minik2.reference import adamw, attention, ffn, mla, moe, muon, norm, qk_clip, rope, router
 from minik2.reference.model import Model
 
-__all__ = ["Model", "attention", "ffn", "mla", "moe", "norm", "rope", "router"]
+__all__ = [
+    "Model", "adamw", "attention", "ffn", "mla", "moe", "muon", "norm", "qk_clip", "rope", "router",
+]  # fmt: skip
