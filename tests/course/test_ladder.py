@@ -162,10 +162,14 @@ def endless_and_catching(x):
 @pytest.mark.parametrize("function", [endless, endless_and_catching])
 @pytest.mark.parametrize("own_thread", [False, True], ids=["main thread", "another thread"])
 def test_an_endless_loop_is_stopped_and_its_line_shown(function, own_thread):
-    found = []
+    found, calls = [], []
+
+    def counted(x):
+        calls.append(1)
+        return function(x)
 
     def climb_it():
-        found.append(outcome(small(seconds=0.3), function))
+        found.append(outcome(small(seconds=0.3), counted))
 
     start = time.monotonic()
     if own_thread:
@@ -175,7 +179,7 @@ def test_an_endless_loop_is_stopped_and_its_line_shown(function, own_thread):
     else:
         climb_it()
     result = found[0]
-    assert time.monotonic() - start < 15
+    assert len(calls) == 1 and time.monotonic() - start < 15, "it is not tried again"
     assert (result.state, result.rung) == ("not yet", 1)
     assert result.cases == 3, "all were drawn, though one was enough"
     assert re.search(r"still running after 0\.3 s, so it was stopped at line (\d+)", result.seen)
@@ -250,6 +254,31 @@ def test_nan_does_not_hide_the_diagnosis():
         result = check("attention.causal", mistake.functions[0])
     assert result.rung == 1 and "nan" in result.seen
     assert result.looks_like == "mask_hides_itself"
+
+
+def fails(x):
+    raise OSError
+
+
+@pytest.mark.parametrize(("mistake", "answer"), [
+    (fails, fails),  # an error alone, without a number anywhere, is no sign of a thought
+    (lambda x: 2 * x, lambda x: x.__imul__(2)),  # nor is a right value
+    (lambda x: fails(x) if len(x) == 1 else 2 * x, lambda x: fails(x) if len(x) == 2 else 2 * x),
+    (lambda x: 3 * x, lambda x: 3 * x if len(x) < 4 else 2 * x),
+], ids=["error", "right", "error elsewhere", "in one case only"])
+def test_a_mistake_is_not_named_on_too_little(mistake, answer):
+    known = (wrong("known", mistake, "It is so.", "Is it?"),)
+    result = outcome(small(wrong=known), answer)
+    assert result.state == "not yet" and result.looks_like is None
+
+
+def test_an_error_in_some_cases_belongs_to_the_picture_of_a_mistake():
+    def mistake(x):
+        return fails(x) if len(x) == 1 else x
+
+    known = (wrong("known", mistake, "It is so.", "Is it?"),)
+    result = outcome(small(wrong=known), lambda x: mistake(x))
+    assert (result.rung, result.looks_like) == (1, "known")
 
 
 def test_a_learners_strict_numpy_settings_do_not_reach_the_right_answer():
