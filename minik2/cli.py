@@ -63,11 +63,16 @@ def _options(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine: versions, threads, GPU, measured speed, expected time of lessons."""
+    """Look at this machine: versions, threads, GPU, measured speed, expected time of lessons.
+
+    Exit status 0 if nothing is in the way of the course.
+    """
     from minik2 import doctor as examiner
 
     report = examiner.examine()
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -209,6 +210,8 @@ def test_doctor_prints_the_report(call, monkeypatch):
     from minik2 import doctor
 
     class Report:
+        problems: ClassVar[list[str]] = []
+
         def __str__(self) -> str:
             return "all is well"
 
@@ -219,6 +222,8 @@ def test_doctor_prints_the_report(call, monkeypatch):
     assert call("doctor") == (0, "all is well\n", "")
     status, out, _ = call("doctor", "--json")
     assert (status, json.loads(out)) == (0, {"all": "well"})
+    Report.problems.append("No memory is left: close a program.")
+    assert call("doctor")[0] == 1
 
 
 def test_a_terminal_that_lacks_the_signs(tmp_path):
