@@ -2,8 +2,8 @@
 
 Unusual here: every implementation runs inside a whole model that was read from the same file, and
 a part is a call into that model. So the tensors' names, the loading and the wiring are compared
-along with the arithmetic. To add a part: write its three functions and its chain of roundings, and
-put it into PARTS.
+along with the arithmetic. To add a part: write a function for each implementation that has it and
+its chain of roundings, and put it into PARTS.
 """
 
 from __future__ import annotations
@@ -66,16 +66,15 @@ Run = Callable[[Any, Inputs], Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One part: (model, inputs) -> output in each implementation, and its chain of roundings.
+    """One part: what it is in each implementation that has it, and its chain of roundings.
 
-    needs_experts: it exists only where the last layer has experts. chooses: its output jumps where
-    a token stands between two choices of experts.
+    runs: {"reference": (model, inputs) -> output, …}; there must be a reference. needs_experts:
+    it exists only where the last layer has experts. chooses: its output jumps where a token stands
+    between two choices of experts.
     """
 
     name: str
-    reference: Run
-    pytorch: Run
-    transformers: Run
+    runs: dict[str, Run]
     chain: Callable[[ModelConfig, tuple[int, int]], rounding.Chain]
     needs_experts: bool = False
     chooses: bool = False
@@ -207,16 +206,26 @@ def transformers_experts(model: Any, inputs: Any) -> Any:
     return mlp.experts(rows, inputs.experts, inputs.weights) + mlp.shared_experts(rows)
 
 
+def transformers_whole(model: Any, inputs: Any) -> Any:
+    return model(inputs.tokens).logits
+
+
+def whole(model: Any, inputs: Any) -> Any:
+    return model(inputs.tokens)
+
+
+def three(reference: Run, pytorch: Run, transformers: Run) -> dict[str, Run]:
+    return {"reference": reference, "pytorch": pytorch, "transformers": transformers}
+
+
 PARTS = [
-    Part("norm", reference_norm, pytorch_norm, transformers_norm, rounding.norm),
-    Part("rotation", reference_rotation, pytorch_rotation, transformers_rotation,
+    Part("norm", three(reference_norm, pytorch_norm, transformers_norm), rounding.norm),
+    Part("rotation", three(reference_rotation, pytorch_rotation, transformers_rotation),
          rounding.far_rotation),
-    Part("MLA", reference_mla, pytorch_mla, transformers_mla, rounding.mla),
-    Part("router", reference_router, pytorch_router, transformers_router, rounding.router,
+    Part("MLA", three(reference_mla, pytorch_mla, transformers_mla), rounding.mla),
+    Part("router", three(reference_router, pytorch_router, transformers_router), rounding.router,
          needs_experts=True, chooses=True),
-    Part("experts", reference_experts, pytorch_experts, transformers_experts, rounding.experts,
-         needs_experts=True),
-    Part("whole model", lambda model, inputs: model(inputs.tokens),
-         lambda model, inputs: model(inputs.tokens),
-         lambda model, inputs: model(inputs.tokens).logits, rounding.model, chooses=True),
+    Part("experts", three(reference_experts, pytorch_experts, transformers_experts),
+         rounding.experts, needs_experts=True),
+    Part("whole model", three(whole, whole, transformers_whole), rounding.model, chooses=True),
 ]  # fmt: skip

@@ -90,7 +90,7 @@ class Question:
         """What one side computes, as float64."""
         if side not in self._models:
             self._models[side] = self._load(side)
-        model, run = self._models[side], getattr(part, side.engine)
+        model, run = self._models[side], part.runs[side.engine]
         if side.engine == "reference":
             return run(model, self.inputs.map(lambda a: a.astype(side.precision))).astype(float)
         dtype, device = getattr(torch, side.precision), side.device
@@ -125,7 +125,7 @@ class Question:
 
     def sensitivity(self, part: Part) -> float:
         """κ: how far the part's answer moves when every number that goes in moves by one."""
-        exact, *others = (part.reference(model, inputs) for model, inputs in self._moved)
+        exact, *others = (part.runs["reference"](model, inputs) for model, inputs in self._moved)
         return max(1.0, *(relative_error(other, exact) / MOVE for other in others))
 
     def leeway(self, part: Part) -> float:

@@ -158,3 +158,19 @@ def test_the_best_of_several_calls_is_taken(monkeypatch):
 def test_the_numba_reader_reads_everything():
     x = np.arange(100_003, dtype=np.float64)
     assert measure.read(x) == pytest.approx(x.sum(), rel=1e-12)
+
+
+def test_a_gpu_is_measured_where_pytorch_can_use_one(quick, found, monkeypatch):
+    import torch
+
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    on_cpu = functools.partial(measure.gpu_gflops, device="cpu", size=64, seconds=0.01)
+    monkeypatch.setattr(measure, "gpu_gflops", on_cpu)
+    usable = found | {"gpus": [GPU], "cuda": {"version": "13.0", "usable": True}}
+    monkeypatch.setattr(machine, "describe", lambda: usable)
+    before = torch.get_float32_matmul_precision()
+    seen = doctor.examine()
+    assert seen.gflops["torch bfloat16 on the GPU"] > 0 and waits
+    assert "H100, 80.0 GiB, driver 580.1" in str(seen) and "13.0, usable" in str(seen)
+    assert torch.get_float32_matmul_precision() == before

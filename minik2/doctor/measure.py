@@ -44,7 +44,7 @@ def best(action: Callable[[], Any], seconds: float, least: int = 3) -> float:
 def gflops(library: str, dtype: str, size: int = 1024, seconds: float = 0.5) -> float:
     """10⁹ floating-point operations a second of a product of two size x size matrices.
 
-    library: "numpy" or "torch" (on the CPU); a product counts 2 size³ operations.
+    library: "numpy" or "torch", both on the CPU; a product counts 2 size³ operations.
     """
     a = np.random.default_rng(0).standard_normal((size, size)).astype(dtype)
     if library == "torch":
@@ -53,6 +53,24 @@ def gflops(library: str, dtype: str, size: int = 1024, seconds: float = 0.5) -> 
     else:
         out, product = np.empty_like(a), np.matmul
     return 2 * size**3 / best(lambda: product(a, a, out=out), seconds) / 1e9
+
+
+def gpu_gflops(dtype: str, device: str = "cuda", size: int = 8192, seconds: float = 0.5) -> float:
+    """The same on a GPU that PyTorch can use; float32 is true float32, not TF32."""
+    torch = importlib.import_module("torch")
+    a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    out = torch.empty_like(a)
+
+    def product() -> None:
+        torch.mm(a, a, out=out)
+        torch.cuda.synchronize()
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return 2 * size**3 / best(product, seconds) / 1e9
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def bandwidth(seconds: float = 0.5) -> dict[str, Any]:

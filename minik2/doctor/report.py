@@ -76,6 +76,9 @@ def examine() -> Report:
             if library == "numpy" or found["torch_threads"] is not None:
                 gflops[f"{library} {dtype}"] = measure.gflops(library, dtype)
             bar.update()
+        if found["cuda"] and found["cuda"]["usable"]:
+            for dtype in ("float32", "bfloat16"):
+                gflops[f"torch {dtype} on the GPU"] = measure.gpu_gflops(dtype)
         bandwidth = measure.bandwidth()
         bar.update()
     lessons, lessons_from = expected_times(gflops)

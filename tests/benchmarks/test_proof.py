@@ -1,5 +1,6 @@
 """The proof sheet holds for the engines as they are, and breaks where one is made wrong."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -92,6 +93,19 @@ def test_a_planted_error_fails_the_command_and_says_how_to_repeat_it(monkeypatch
     out, err = capsys.readouterr()
     assert "**broken:**" in out
     assert "Broken: norm" in err and "seed=" in err and "hidden_size=" in err
+
+
+def test_a_part_that_one_side_lacks_has_no_row_and_a_dash(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    norm = part("norm")
+    ours = dataclasses.replace(
+        norm, name="ours", runs={name: norm.runs[name] for name in ("reference", "pytorch")})
+    rows = proof.run(2, 0, [norm, ours])
+    assert {row.compared for row in rows if row.part == "ours"} == {
+        "PyTorch, reference", "PyTorch on a GPU, reference"}  # fmt: skip
+    (first, *_) = [line for line in proof.table(rows, 2, 0, records.stamp()).splitlines()
+                   if line.startswith("| ours |")]  # fmt: skip
+    assert first.count("| – |") == 1 and first.endswith("| – | open |")
 
 
 @pytest.mark.parametrize("got", [np.nan, np.inf])
