@@ -11,8 +11,8 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from minik2.plots.common import (
     FAINT,
     INK,
-    LATENT,
     ROTARY,
+    SECOND,
     SOFT,
     TODAY,
     Picture,
@@ -89,9 +89,10 @@ def clock_hands(turned: Array, frequencies: Array) -> Picture:
         spread = np.abs(pairs[last, i] - pairs[0, i]).max() / np.hypot(*pairs[0, i])
         named = range(len(turned)) if spread > 0.2 and frequencies[i] > 0.3 else (0, last)
         for position in named if spread > 0.2 else (last,):
-            x, y = 1.2 * pairs[position, i] / np.hypot(*pairs[position, i])
-            name = str(position) if spread > 0.2 else f"0 to {last}"
-            axes.text(x, y, name, ha="center", va="center", fontsize=8)
+            apart = spread > 0.2
+            x, y = (1.2 if apart else 1.08) * pairs[position, i] / np.hypot(*pairs[position, i])
+            axes.text(x, y, str(position) if apart else f"0 to {last}", va="center", fontsize=8,
+                      ha="center" if apart else "left")  # fmt: skip
         turn = 2 * np.pi / frequencies[i]
         axes.set_title(f"pair {i}\none turn in {turn:,.0f} tokens" if turn >= 10
                        else f"pair {i}\none turn in {turn:.1f} tokens", loc="center")  # fmt: skip
@@ -185,7 +186,7 @@ def wavelengths(frequencies: Array, trained: int, served: int) -> Picture:
     axes.plot(pair[~inside], turns[~inside], "o", color=ROTARY, markerfacecolor="white",
               label="less than one turn")
     for length, name, colour in ((trained, "pre-training context", TODAY),
-                                 (served, "longest context", LATENT)):  # fmt: skip
+                                 (served, "longest context", SECOND)):  # fmt: skip
         axes.axhline(length, color=colour, linewidth=1.2)
         axes.text(0, length * 1.2, f"{name}: {length:,} tokens", color=colour, fontsize=9)
     axes.set(yscale="log", xlabel="pair", ylabel="tokens for one turn", ylim=(3, 8e5))
