@@ -4,7 +4,11 @@ Parameters carry the checkpoint's names (experts stacked, as transformers holds 
 here and its twin in `minik2.reference` can be read side by side.
 """
 
-from minik2.pytorch import attention, ffn, mla, moe, norm, rope, router
+from minik2.pytorch import attention, ffn, mla, moe, muon, norm, qk_clip, rope, router
 from minik2.pytorch.model import Model
+from minik2.pytorch.muon import Muon, MuonClip
 
-__all__ = ["Model", "attention", "ffn", "mla", "moe", "norm", "rope", "router"]
+__all__ = [
+    "Model", "Muon", "MuonClip", "attention", "ffn", "mla", "moe", "muon", "norm", "qk_clip",
+    "rope", "router",
+]  # fmt: skip

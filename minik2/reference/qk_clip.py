@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
+from minik2.reference.attention import SCORES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Queries taken at a time, so that no T x T matrix is ever held.
-BLOCK = 128
 
 
 def max_logits(q: Array, k: Array, scale: float) -> Array:
@@ -27,10 +26,13 @@ def max_logits(q: Array, k: Array, scale: float) -> Array:
     returns (H,). The maxima of several batches are joined by np.maximum. Source: arXiv 2507.20534
     §2.1 (after softmax scaling, before the softmax).
     """
-    tokens, top = q.shape[1], np.full(q.shape[2], -np.inf, q.dtype)
+    batch, tokens, heads, _ = q.shape
+    top = np.full(heads, -np.inf, q.dtype)
     queries, keys = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
-    for start in range(0, tokens, BLOCK):
-        stop = min(start + BLOCK, tokens)
+    # The blocks of attention.forward: no T x T matrix is ever held.
+    block = min(128, max(16, SCORES // (batch * heads * tokens)))
+    for start in range(0, tokens, block):
+        stop = min(start + block, tokens)
         logits = queries[:, :, start:stop] @ keys[..., :stop]
         unseen = np.arange(stop) > np.arange(start, stop)[:, None]
         logits[..., unseen] = -np.inf

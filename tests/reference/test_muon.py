@@ -60,13 +60,14 @@ def test_both_ways_are_the_plain_iteration_in_float64(kind, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_float32_errs_at_most_twice_as_much_as_the_plain_iteration(kind, shape):
-    """Against float64, over four draws; less than one rounding is luck and counts as one."""
-    ours, theirs = [], []
-    for G in draws(kind, shape, 4):
+    """Against float64, over some draws, more where few numbers let luck in; an error of less than
+    one rounding is luck too, and counts as one."""
+    ours, theirs, count = [], [], 32 if np.prod(shape) < 1000 else 4
+    for G in draws(kind, shape, count):
         exact = newton_schulz.plain(G.astype(np.float64))
         ours.append(error(newton_schulz.newton_schulz(G), exact))
         theirs.append(error(newton_schulz.plain(G), exact))
-    assert np.hypot.reduce(ours) <= 2 * max(np.hypot.reduce(theirs), 2 * 2.0**-24)
+    assert np.hypot.reduce(ours) <= 2 * max(np.hypot.reduce(theirs), count**0.5 * 2.0**-24)
 
 
 def test_without_a_restart_float32_loses_half_of_its_digits():

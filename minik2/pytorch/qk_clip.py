@@ -1,0 +1,77 @@
+"""QK-Clip in torch: the heads' largest logits, and the edit of the up-projections' rows."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from minik2.config import ModelConfig
+
+# Queries taken at a time, and the most logits held at a time if that allows 16 of them: 128 MB in
+# bfloat16. No T x T matrix is ever held.
+BLOCK, LOGITS = 512, 2**26
+
+
+@torch.no_grad()
+def max_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Each head's largest logit: max over b, t and s ≤ t of scale q_t · k_s, signed.
+
+    q, k: (B, T, H, N + R); scale > 0; returns (H,), float32 for 16-bit inputs. Fused attention does
+    not tell its largest logit, so this is a pass of its own, about B H T² (N + R) multiplications
+    and additions for long T. In 16 bits the result is the true maximum rounded, because rounding
+    keeps the order: up to 0.4% off in bfloat16. The maxima of several batches are joined by
+    torch.maximum. Source: arXiv 2507.20534 §2.1 (after softmax scaling, before the softmax).
+    """
+    batch, tokens, heads, _ = q.shape
+    queries, keys = q.transpose(1, 2), k.permute(0, 2, 3, 1)
+    block = min(BLOCK, max(16, LOGITS // (batch * heads * tokens)))
+    tops = []
+    for start in range(0, tokens, block):
+        stop = min(start + block, tokens)
+        logits = queries[:, :, start:stop] @ keys[..., :stop]
+        # Keys before the block are seen by all of its queries; only its own need a mask.
+        own = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device).triu(1)
+        logits[..., start:].masked_fill_(own, -torch.inf)
+        tops.append(logits.amax(dim=(0, 2, 3)))
+    exact = torch.promote_types(q.dtype, torch.float32)
+    return torch.stack(tops).amax(dim=0).to(exact) * scale
+
+
+@torch.no_grad()
+def clip(
+    weights: Mapping[str, Tensor], max_logits: Tensor, cfg: ModelConfig, tau: float = 100.0
+) -> Tensor:
+    """Scale one layer's heads in place so that the logits that gave max_logits are at most tau.
+
+    weights: checkpoint names below `self_attn.`, master copies where there are any, or the next
+    update would undo the edit; max_logits: (H,), the largest logit of each head over the whole
+    batch and all ranks; returns γ = min(1, tau / max_logits), (H,), 1 for heads left alone.
+    Raises ValueError for another number of heads, tau not above 0, and maxima that are not finite.
+    Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
+    """
+    heads = cfg.num_attention_heads
+    if max_logits.shape != (heads,):
+        raise ValueError(
+            f"QK-Clip wants one maximum for each of {heads} heads, shape ({heads},), not "
+            f"{tuple(max_logits.shape)}."
+        )
+    if not tau > 0:
+        raise ValueError(f"QK-Clip's tau is the largest logit allowed, above 0, not {tau}.")
+    finite = max_logits.isfinite()
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"The largest logits of heads {bad} are not finite; go back to a good checkpoint."
+        )
+    query = weights["q_proj.weight" if cfg.q_lora_rank is None else "q_b_proj.weight"]
+    # In 16 bits γ itself would be off by up to 0.4%.
+    exact = torch.promote_types(query.dtype, torch.float32)
+    # 1 exactly for heads left alone, which therefore keep every bit.
+    gamma = tau / max_logits.to(query.device, exact).clamp(min=tau)
+    factor = gamma[:, None, None]
+    rows = query.view(heads, cfg.qk_head_dim, -1)
+    rows[:, : cfg.qk_nope_head_dim] *= factor.sqrt()
+    rows[:, cfg.qk_nope_head_dim :] *= factor
+    rows = weights["kv_b_proj.weight"].view(heads, cfg.qk_nope_head_dim + cfg.v_head_dim, -1)
+    rows[:, : cfg.qk_nope_head_dim] *= factor.sqrt()
+    return gamma
