@@ -52,6 +52,7 @@ lessons:
 	$(SET_UP) course
 	@echo "==> notebooks/, exercises/ and solutions/ from lessons/, run from top to bottom"
 	@$(BIN)/python -m lessons.build --execute
+	@$(BIN)/python tools/readme_picture.py
 
 proof:
 	$(SET_UP) course test
