@@ -115,6 +115,18 @@ def test_a_changed_cell_loses_its_outputs_and_the_others_keep_theirs(lesson, tmp
     assert cell(cells, "rope-rotate-check").outputs
 
 
+def test_cells_of_the_same_source_keep_their_own_outputs():
+    def two():
+        return nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell("draw()", id=f"c{n}") for n in range(2)])
+
+    old, built = two(), two()
+    fill(old.cells)
+    build.keep_outputs(built, old)
+    assert [c.outputs[0].text for c in built.cells] == ["line 1\n", "line 2\n"]
+    assert [c.execution_count for c in built.cells] == [1, 2]
+
+
 def removed(cells):
     del cells[3]
 
@@ -158,6 +170,16 @@ def test_what_a_learner_does_is_drift_in_the_solutions_only(lesson, tmp_path, ed
     said = build.check(lesson, tmp_path)
     assert [s.split("/")[0] for s in said] == ["solutions"]
     assert len(build.check(lesson, tmp_path, answers=False)) == 3
+
+
+def test_what_an_editor_marks_is_drift_in_the_solutions_only(lesson, tmp_path):
+    def marked(cells):
+        cells[2].metadata["collapsed"] = True
+
+    build.build(lesson, tmp_path)
+    for folder in views.FOLDERS:
+        change(tmp_path / folder / NAME, marked)
+    assert [s.split("/")[0] for s in build.check(lesson, tmp_path)] == ["solutions"]
 
 
 def test_a_missing_notebook_is_drift(lesson, tmp_path):
@@ -262,7 +284,7 @@ def without_a_hint(text: str) -> str:
 
 def with_an_empty_hint(text: str) -> str:
     head, tail = text.split(HINTS)
-    return head + HINTS + tail.replace("# ---\n", "# ---\n#\n# ---\n", 1)
+    return f"{head}{HINTS}\n#\n# ---\n{tail.partition('# ---')[2]}"
 
 
 MISTAKES = {

@@ -264,8 +264,9 @@ def fails(x):
     (fails, fails),  # an error alone, without a number anywhere, is no sign of a thought
     (lambda x: 2 * x, lambda x: x.__imul__(2)),  # nor is a right value
     (lambda x: fails(x) if len(x) == 1 else 2 * x, lambda x: fails(x) if len(x) == 2 else 2 * x),
+    (lambda x: fails(x) if len(x) == 1 else x, lambda x: x[9] if len(x) == 1 else x),
     (lambda x: 3 * x, lambda x: 3 * x if len(x) < 4 else 2 * x),
-], ids=["error", "right", "error elsewhere", "in one case only"])
+], ids=["error", "right", "error elsewhere", "another error", "in one case only"])
 def test_a_mistake_is_not_named_on_too_little(mistake, answer):
     known = (wrong("known", mistake, "It is so.", "Is it?"),)
     result = outcome(small(wrong=known), answer)
