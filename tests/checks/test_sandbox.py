@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from minik2.checks import sandbox as sandbox_module
@@ -185,6 +186,28 @@ def look():
     return json.loads(plain.stdout), json.loads(os.read(read, 100))
 ''')
     assert sockets == (0, 0)
+
+
+LEAVES = {
+    "a child": "import subprocess\npid = subprocess.Popen(['sleep', '300']).pid",
+    "a fork": "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(300)",
+    # In a session of its own, and its parent is gone.
+    "a detached process": '''
+import subprocess, sys
+program = "import os, time; os.setsid(); pid = os.fork(); pid and print(pid)"
+program += "; os.close(1) if pid == 0 else None; time.sleep(300 * (pid == 0))"
+pid = int(subprocess.check_output([sys.executable, "-c", program]).split()[0])
+''',
+}
+
+
+@pytest.mark.parametrize("what", LEAVES)
+def test_nothing_is_left_running(tmp_path, what):
+    with run(tmp_path, LEAVES[what], "def look():\n    return pid") as box:
+        assert box.troubles == {}
+        left = psutil.Process(box.call("look", (), 5.0).value)
+        assert left.is_running()
+    assert psutil.wait_procs([left], timeout=5)[1] == []
 
 
 def test_on_windows_a_sentence(tmp_path, monkeypatch):
