@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def stamp() -> dict[str, Any]:
     """What every record carries: the date and the machine, without what changes by the minute."""
     described = machine.describe()
-    del described["memory_free"]
+    del described["memory_free"], described["load"]
     return {"date": datetime.date.today().isoformat(), "machine": described}
 
 

@@ -52,7 +52,7 @@ def test_the_machine_is_this_one(found):
 
 def healthy(found, **changes):
     sound = {"torch_threads": found["cores"], "gpus": [], "numba_layer": "omp",
-             "memory_free": 8 * 2**30, "cuda": {"version": None, "usable": False},
+             "memory_free": 8 * 2**30, "load": 0.1, "cuda": {"version": None, "usable": False},
              "blas": [{"name": "openblas", "version": "1", "threads": found["cores"]}],
              "packages": found["packages"] | {"torch": "2.13.0+cpu"}}
     return found | sound | changes
@@ -67,6 +67,7 @@ TROUBLES = [
     ({"gpus": [GPU]}, "for the CPU alone"),
     ({"gpus": [GPU], "cuda": {"version": "13.0", "usable": False}}, "CUDA 13.0 cannot use"),
     ({"memory_free": 2**28}, "256 MiB of memory are free"),
+    ({"load": 1000.0}, "load 1000.0"),
     ({"cores": 8, "torch_threads": 8, "blas": [{"threads": 2}]}, "2 of 8 cores"),
     ({"cores": 8, "torch_threads": 4, "blas": []}, "4 of 8 cores"),
 ]

@@ -27,9 +27,11 @@ PROCESSOR = Path("/proc/cpuinfo")
 def describe() -> dict[str, Any]:
     """Everything about the machine that a measurement should be read with; nothing personal.
 
-    Sizes are bytes. Keys: processor, cores, cache, memory, memory_free, system, python, packages
-    (None for one that is not installed), blas, numba_layer, torch_threads, gpus, cuda.
+    Sizes are bytes. Keys: processor, cores, cache, memory, memory_free, load (threads that wanted
+    to run in the last minute), system, python, packages (None for one that is not installed),
+    blas, numba_layer, torch_threads, gpus, cuda.
     """
+    load = psutil.getloadavg()[0]
     threads, cuda = torch_facts()
     # Threads are set up by the first product and the first parallel loop, so those come first.
     layer = numba_layer()
@@ -40,6 +42,7 @@ def describe() -> dict[str, Any]:
         "cache": cache(),
         "memory": total,
         "memory_free": free,
+        "load": load,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

@@ -113,6 +113,12 @@ def problems(found: dict[str, Any]) -> list[str]:
             f"Only {_size(found['memory_free'])} of memory are free, and a lesson wants "
             f"{_size(LEAST_MEMORY)}: close something."
         )
+    if found["load"] > 0.75 * found["cores"]:
+        out.append(
+            f"Other programs were busy in the last minute (load {found['load']:.1f} on "
+            f"{found['cores']} cores), which makes the speeds below too low: try again when they "
+            "are done."
+        )
     threads = [found["torch_threads"], *(pool["threads"] for pool in found["blas"])]
     fewest = min((count for count in threads if count), default=found["cores"])
     if fewest < found["cores"]:
