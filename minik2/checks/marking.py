@@ -121,7 +121,7 @@ def _mark_one(
             return Mark(exercise.id, "failed", said, rung=1)
         return Mark(exercise.id, "missing", _where_it_went(exercise, cell, sandbox))
     subject = Borrowed(sandbox, exercise.function)
-    result = climb(exercise, subject, seed, callable_given=kind in ("function", "stub"))
+    result = climb(exercise, subject, seed, callable_given=kind in ("function", "compiled", "stub"))
     outcome = {"passed": "passed", "not yet": "failed"}.get(result.state, "not attempted")
     if not sandbox.alive:
         outcome = "stopped"

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from minik2.checks import wire
 from minik2.checks.family import Family
 from minik2.checks.notebooks import Cell
-from minik2.checks.subject import Outcome, Trouble
+from minik2.checks.subject import COMPILING, Outcome, Trouble
 
 # What a submission gets to see of the environment: enough to find libraries, no secrets.
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
@@ -131,7 +131,10 @@ class Sandbox:
             seconds = round(min(seconds, self._left()), 1)
             if seconds <= 0:
                 raise Stopped(self._used_up())
-            reply = self._ask(seconds, action="call", name=name, args=args, seconds=seconds)
+            limit = seconds
+            if self.found.get(name) == "compiled":  # and compiling cannot be interrupted
+                limit = max(seconds, min(seconds + COMPILING, self._left() / 2))
+            reply = self._ask(limit, action="call", name=name, args=args, seconds=seconds)
             if reply.get("trouble") is None:
                 return Outcome(reply.get("value"), mutated=_expect(reply, "mutated", bool))
             trouble = _expect(reply, "trouble", list)

@@ -129,6 +129,11 @@ def code_of(function: Any) -> types.CodeType | None:
     return None
 
 
+def compiles(function: Any) -> bool:
+    """True for a function that Numba compiles at its first call."""
+    return hasattr(function, "py_func")
+
+
 def is_stub(function: Any) -> bool:
     """True where the body is a docstring and `...`, `pass`, or a NotImplemented of some kind."""
     if function is None or function is ... or function is NotImplemented:
@@ -162,7 +167,7 @@ class Local:
         """Call it on a copy of args. What it prints is shown the first time only."""
         given = copy.deepcopy(args)
         quiet, self._called = self._called, True
-        if hasattr(self.function, "py_func") and not quiet:
+        if compiles(self.function) and not quiet:
             seconds += COMPILING
 
         def run() -> Any:

@@ -109,6 +109,8 @@ class Cells:
         try:
             if subject.is_stub(value):
                 return "stub"
+            if callable(value) and subject.compiles(value):
+                return "compiled"
         except Exception:
             pass  # an object that answers no question; it costs its own exercise alone
         return "function" if callable(value) else f"an object of type {type(value).__name__}"
