@@ -19,14 +19,13 @@ def rope_scalings(draw: Any) -> RopeScaling | None:
     if draw(st.booleans()):
         return None
     slow = draw(st.sampled_from([1.0, 2.0]))
-    mscale = draw(st.sampled_from([0.0, 0.707, 1.0]))
     return RopeScaling(
         factor=draw(st.sampled_from([1.0, 4.0, 32.0])),
         original_max_position_embeddings=draw(st.sampled_from([32, 512, 4096])),
         beta_fast=slow * draw(st.sampled_from([1.0, 4.0, 32.0])),
         beta_slow=slow,
-        mscale=mscale,
-        mscale_all_dim=draw(st.sampled_from([0.0, mscale])),
+        mscale=draw(st.sampled_from([0.0, 0.707, 1.0])),
+        mscale_all_dim=draw(st.sampled_from([0.0, 0.707, 1.0])),
     )
 
 
