@@ -116,16 +116,15 @@ _STUB_STEPS = {
 }
 
 
-def code_of(function: Any) -> types.CodeType | None:
-    """The code object of a function, looking through Numba's and functools' wrappers."""
+def python_of(function: Any) -> types.FunctionType | None:
+    """The plain function inside Numba's and functools' wrappers, methods and callable objects."""
     for name in ("py_func", "__wrapped__", "func", "__func__"):
         inner = getattr(function, name, None)
         if inner is not None and callable(inner):
             function = inner
     for holder in [function] + [type(function).__call__] * callable(function):
-        code = getattr(holder, "__code__", None)
-        if isinstance(code, types.CodeType):
-            return code
+        if isinstance(holder, types.FunctionType):
+            return holder
     return None
 
 
@@ -138,10 +137,10 @@ def is_stub(function: Any) -> bool:
     """True where the body is a docstring and `...`, `pass`, or a NotImplemented of some kind."""
     if function is None or function is ... or function is NotImplemented:
         return True
-    code = code_of(function)
-    if code is None:
+    own = python_of(function)
+    if own is None:
         return False
-    steps = list(dis.get_instructions(code))
+    steps = list(dis.get_instructions(own))
     if not {step.opname for step in steps} <= _STUB_STEPS:
         return False
     names = {str(step.argval) for step in steps if step.opname == "LOAD_GLOBAL"}
@@ -187,12 +186,12 @@ class Local:
         return Outcome(plain(value), mutated=not identical(given, args))
 
     def _trouble(self, error: BaseException, seconds: float) -> Trouble:
-        code = code_of(self.function)
-        line = learners_line(error, code.co_filename if code else "")
+        own = python_of(self.function)
+        line = learners_line(error, own.__code__.co_filename, own.__globals__) if own else ""
         if isinstance(error, OutOfTime):
             text = f"It was still running after {seconds:g} s, so it was stopped{line}."
             return Trouble("time", text + " Is there a loop that never ends?")
-        if isinstance(error, NotImplementedError):
+        if isinstance(error, NotImplementedError) and own and raised_in(error) is own.__code__:
             return Trouble("stub", "It raises NotImplementedError.")
         name, said = type(error).__name__, said_by(error)
         kind = "arguments" if isinstance(error, TypeError) and not line else "raised"
@@ -207,15 +206,28 @@ def said_by(error: BaseException) -> str:
         return "something that cannot be shown"
 
 
-def learners_line(error: BaseException, filename: str) -> str:
-    """" at line 3 of your code: `…`", the innermost frame that is in the learner's own file."""
+def raised_in(error: BaseException) -> types.CodeType | None:
+    """The code that raised the error, which is not always the code that was called."""
+    code, step = None, error.__traceback__
+    while step is not None:
+        code, step = step.tb_frame.f_code, step.tb_next
+    return code
+
+
+def learners_line(
+    error: BaseException, filename: str, names: dict[str, Any] | None = None
+) -> str:
+    """" at line 3 of your code: `…`", the innermost frame that is the learner's own.
+
+    It is in the file, or sees the same global names: a notebook's cells are a file each.
+    """
     found, step = None, error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code.co_filename == filename:
+        if step.tb_frame.f_code.co_filename == filename or step.tb_frame.f_globals is names:
             found = step
         step = step.tb_next
     if found is None:
         return ""
-    source = linecache.getline(filename, found.tb_lineno).strip()
+    source = linecache.getline(found.tb_frame.f_code.co_filename, found.tb_lineno).strip()
     shown = f": `{source}`" if source else ""
     return f" at line {found.tb_lineno} of your code{shown}"

@@ -7,6 +7,7 @@ another shape is needed, a small one is made.
 import dataclasses
 import functools
 import json
+import linecache
 import re
 import signal
 import threading
@@ -87,14 +88,25 @@ def test_an_exception_is_shown_with_the_learners_own_line(function, line, error)
 
 def test_the_line_is_known_inside_a_notebook_cell():
     """IPython gives each cell a file name of its own and puts its text where linecache looks."""
-    import linecache
-
-    source = "def causal(q, k, v):\n    scores = q @ k.T\n    return socres @ v\n"
-    linecache.cache["<cell 7>"] = (len(source), None, source.splitlines(True), "<cell 7>")
     names: dict = {}
-    exec(compile(source, "<cell 7>", "exec"), names)
+    cell(7, "def causal(q, k, v):\n    scores = q @ k.T\n    return socres @ v\n", names)
     result = check("attention.causal", names["causal"])
     assert "NameError at line 3 of your code: `return socres @ v`" in result.seen
+
+
+def test_the_line_may_be_in_another_cell():
+    names: dict = {}
+    cell(1, "\n\ndef softmax(scores):\n    return scores / scores.sum(2)\n", names)
+    cell(2, "def causal(q, k, v):\n    return softmax(q @ k.T) @ v\n", names)
+    seen = check("attention.causal", names["causal"]).seen
+    assert "at line 4 of your code: `return scores / scores.sum(2)`" in seen
+
+
+def cell(number: int, source: str, names: dict) -> None:
+    """Run a cell as IPython does."""
+    name = f"<cell {number}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    exec(compile(source, name, "exec"), names)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), RecursionError("deep"), MemoryError(),
@@ -332,6 +344,17 @@ def test_a_stub_is_not_attempted_yet(stub):
     assert not result.passed and not result.attempted
     assert result.headline == "test.double: not attempted yet"
     assert "Write the body" in result.message and "seed" not in result.message
+
+
+def unfinished_helper(x):
+    return raises(x)
+
+
+def test_a_stub_that_an_answer_leans_on_is_an_error_of_the_answer():
+    result = outcome(small(), unfinished_helper)
+    assert (result.state, result.rung) == ("not yet", 1)
+    at = line_of(raises, "raise NotImplementedError")
+    assert f"It raised NotImplementedError at line {at} of your code" in result.seen
 
 
 @pytest.mark.parametrize("function", [
