@@ -57,13 +57,15 @@ lessons:
 proof:
 	$(SET_UP) course test
 	@echo "==> every part against every other implementation, on random configurations"
-	@$(BIN)/python -m benchmarks.proof
+	@$(BIN)/python -m benchmarks.proof --record
 
-# One process at a time has the cores: a test run beside it would spoil the figures.
+# One process at a time has the cores: anything that runs beside it spoils the figures.
 bench:
 	$(SET_UP) course test
-	@echo "==> both engines beside transformers, in turn; close what else is running"
-	@$(BIN)/python -m benchmarks.forward
+	@echo "==> speed, imports, checks and lessons; close what else is running"
+	@$(BIN)/python -m benchmarks.forward --record
+	@$(BIN)/python -m benchmarks.imports --record
+	@$(BIN)/python -m benchmarks.lessons --record
 
 clean:
 	rm -rf build dist .artifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
