@@ -56,15 +56,15 @@ rng = np.random.default_rng(0)
 # %%
 try:
     from numba.np.ufunc import omppool
-    layer = "OpenMP"
+    threads = "OpenMP"
 except ImportError:
-    layer = "slow to start here; OpenMP (libgomp1) would be faster"
+    threads = "slow to start here; OpenMP (libgomp1) would be faster"
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 print(f"Python {platform.python_version()}, NumPy {np.__version__}, "
       f"Numba {numba.__version__}, PyTorch {torch.__version__}")
 print(f"{os.cpu_count()} cores; PyTorch uses {torch.get_num_threads()} "
       f"threads, Numba {numba.get_num_threads()}")
-print(f"Numba's threads: {layer}")
+print(f"Numba's threads: {threads}")
 print(f"GPU: {gpu}")
 device = "cpu" if gpu == "none" else "cuda"
 
@@ -100,7 +100,7 @@ corpus = Corpus.standard_library()
 for split in ("train", "validation"):
     print(f"{split:>10}: {corpus.size(split):>9,} bytes "
           f"in {len(corpus.files[split])} files")
-print("held out:", ", ".join(corpus.files["validation"][:6]), "…")
+print("held out:", ", ".join(corpus.files["validation"][:4]), "…")
 
 # %% [markdown]
 # The split is by whole files. What the model has to predict later comes
@@ -126,10 +126,10 @@ print(f"{sum(p.numel() for p in model.parameters()):,} numbers to train")
 model_map(["all"], "Yours: the same drawing, smaller numbers", cfg)
 
 # %%
-def write(prompt, bytes=160, temperature=0.8, seed=0):
-    """Let the model continue a text."""
+def write(prompt, length=160, temperature=0.8, seed=0):
+    """Let the model continue a text by so many bytes."""
     tokens = encode(prompt)[None]
-    out = decode(model.generate(tokens, bytes, temperature, seed)[0].cpu())
+    out = decode(model.generate(tokens, length, temperature, seed)[0].cpu())
     return "".join(c if c.isprintable() or c == "\n" else "·" for c in out)
 
 
@@ -249,7 +249,7 @@ print(write("def "))
 
 # %%
 for seed in range(1, 4):
-    print(write("class Error(", bytes=100, seed=seed))
+    print(write("class Error(", length=100, seed=seed))
     print("-" * 40)
 
 # %% [markdown]
