@@ -2,7 +2,9 @@
 
 Unusual here: a parameter may hold several matrices: a stack (E, r, c) of experts, or, where its
 group says `split`, equal blocks of rows, such as the gate and up halves of gate_up_proj. All of
-them are taken apart, orthogonalised in one batched call, each for itself, and put back.
+them are orthogonalised in batched calls, each for itself. A GPU takes a stack whole. A CPU takes
+two matrices for each of its threads at a time, from the momentum to the new weights, so that what
+is made between stays in its caches.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from minik2.pytorch.model import Model
 from minik2.pytorch.newton_schulz import newton_schulz
 
 __all__ = ["Muon", "MuonClip", "newton_schulz", "scale", "takes"]
+
+# Numbers that a GPU takes at a time, 1 GiB in float32: larger batches would only cost memory.
+BATCH = 2**28
 
 
 def takes(name: str, shape: Sequence[int]) -> bool:
@@ -101,19 +106,24 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, mu = self.state[p], group["momentum"]
+        state, mu, lr = self.state[p], group["momentum"], group["lr"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
-        buffer = state["momentum_buffer"].lerp_(grad, 1 - mu)
-        direction = grad.lerp(buffer, mu) if group["nesterov"] else buffer
-        if group["split"] > 1:
-            rows, columns = p.shape[-2] // group["split"], p.shape[-1]
-            direction = direction.reshape(-1, rows, columns)
-        update = newton_schulz(direction, group["steps"], group["iteration_dtype"])
-        rows, columns = update.shape[-2:]
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        size = group["lr"] * scale(rows, columns, group["adjust_lr_fn"])
-        p.add_(update.reshape(p.shape), alpha=-size)
+        rows, columns = p.shape[-2] // group["split"], p.shape[-1]
+        weights, grads, buffers = (
+            t.unflatten(-2, (-1, rows)).view(-1, rows, columns)
+            for t in (p, grad, state["momentum_buffer"])
+        )
+        size = lr * scale(rows, columns, group["adjust_lr_fn"])
+        on_cpu = p.device.type == "cpu"
+        count = 2 * torch.get_num_threads() if on_cpu else max(1, BATCH // (rows * columns))
+        for weight, gradient, buffer in zip(
+            weights.split(count), grads.split(count), buffers.split(count), strict=True
+        ):
+            buffer.lerp_(gradient, 1 - mu)
+            direction = gradient.lerp(buffer, mu) if group["nesterov"] else buffer
+            update = newton_schulz(direction, group["steps"], group["iteration_dtype"])
+            weight.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-size)
 
 
 class MuonClip:

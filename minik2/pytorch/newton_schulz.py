@@ -35,11 +35,10 @@ def newton_schulz(G: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
         raise ValueError(f"Newton–Schulz takes at least one step, not {steps}; 5 is usual.")
     X = _start(G if G.ndim == 3 else G[None], dtype or iteration_dtype(G))
     rows, columns = G.shape[-2:]
-    is_wide = rows <= columns
-    X = X if is_wide else X.mT
+    wide = rows <= columns
     for length in segments(rows, columns, steps):
-        X = _plain_step(X) if length == 1 else _gram_steps(X, length)
-    return (X if is_wide else X.mT).view_as(G)
+        X = _plain_step(X, wide) if length == 1 else _gram_steps(X, wide, length)
+    return X.view_as(G)
 
 
 def iteration_dtype(G: Tensor) -> torch.dtype:
@@ -78,22 +77,36 @@ def _start(G: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.div(G, norm.clamp(min=EPS), out=X)
 
 
-def _plain_step(X: Tensor) -> Tensor:
-    return torch.baddbmm(X, _curve(torch.bmm(X, X.mT)), X, beta=A)
+def _plain_step(X: Tensor, wide: bool) -> Tensor:
+    return _times(_curve(_gram(X, wide)), X, wide)
 
 
-def _gram_steps(X: Tensor, steps: int) -> Tensor:
-    """`steps` steps as one product Q X; with P = a I + K, P Q is a Q + K Q."""
-    R = torch.bmm(X, X.mT)
+def _gram_steps(X: Tensor, wide: bool, steps: int) -> Tensor:
+    """`steps` steps as one product with Q."""
+    R = _gram(X, wide)
     K = _curve(R)
     Q = K.clone()
     Q.diagonal(dim1=-2, dim2=-1).add_(A)
     for _ in range(steps - 1):
-        half = torch.baddbmm(R, K, R, beta=A)
-        R = torch.baddbmm(half, half, K, beta=A)
+        R = _times(K, _times(K, R, wide), not wide)
         K = _curve(R)
-        Q = torch.baddbmm(Q, K, Q, beta=A)
-    return torch.bmm(Q, X)
+        # The factors commute but for rounding; in the order of the steps it does less harm.
+        Q = _times(K, Q, wide)
+    return torch.bmm(Q, X) if wide else torch.bmm(X, Q)
+
+
+def _gram(X: Tensor, wide: bool) -> Tensor:
+    """R: X Xᵀ of a wide X, Xᵀ X of a tall one.
+
+    A tall X is worked on from the right and not turned on its side, because a transposed result
+    would be slow to add to the weights.
+    """
+    return torch.bmm(X, X.mT) if wide else torch.bmm(X.mT, X)
+
+
+def _times(K: Tensor, Y: Tensor, left: bool) -> Tensor:
+    """(a I + K) Y, or Y (a I + K)."""
+    return torch.baddbmm(Y, K, Y, beta=A) if left else torch.baddbmm(Y, Y, K, beta=A)
 
 
 def _curve(R: Tensor) -> Tensor:
