@@ -1,4 +1,4 @@
-"""The arithmetic of model sizes: pure functions of ModelConfig, exact where exactness is possible."""
+"""The arithmetic of model sizes: pure functions of ModelConfig, exact where that is possible."""
 
 from minik2.sizing.parameters import Parameters, parameters
 

@@ -34,9 +34,8 @@ class Parameters:
     def __str__(self) -> str:
         width = max(map(len, self.by_part))
         rows = [f"{n:<{width}}  {v:>19,}  {v / self.total:7.2%}" for n, v in self.by_part.items()]
-        return "\n".join(
-            [*rows, f"{'total':<{width}}  {self.total:>19,}", f"{'active':<{width}}  {self.active:>19,}"]
-        )
+        sums = {"total": self.total, "active": self.active}
+        return "\n".join([*rows, *(f"{n:<{width}}  {v:>19,}" for n, v in sums.items())])
 
 
 def parameters(cfg: ModelConfig) -> Parameters:
