@@ -21,6 +21,9 @@ class ConfigError(ValueError):
 SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True}
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 ROUTER_BY_MODEL_TYPE = {"deepseek_v3": SIGMOID, "kimi_k2": SIGMOID, "deepseek_v2": SOFTMAX}
+# Which experts answer hangs on these, every released file has them, and defaults differ from reader
+# to reader (transformers: V3's own 8, 4 and 2.5): a file without them is asked for, not guessed at.
+ASKED_FOR = ("n_group", "topk_group", "routed_scaling_factor")
 
 # Keys with one implemented value; null and absent mean the same.
 ONLY = {
@@ -63,6 +66,9 @@ def normalise(raw: Any, where: str) -> dict[str, Any]:
             f"num_key_value_heads {raw['num_key_value_heads']!r}."
         )
     known = {k: v for k, v in raw.items() if v is not None or k in NULLABLE}
+    absent = [key for key in ASKED_FOR if key not in known]
+    if absent and ROUTER_BY_MODEL_TYPE[model_type] is SIGMOID:
+        raise ConfigError(f"{where} lacks {', '.join(absent)}; add them from the model's source.")
     known = ROUTER_BY_MODEL_TYPE[model_type] | known | _rope(raw, where)
     if isinstance(known.get("eos_token_id"), list):
         known["eos_token_id"] = tuple(known["eos_token_id"])

@@ -217,3 +217,10 @@ def test_end_tokens_may_be_a_list():
     cfg = ModelConfig.from_json(changed(eos_token_id=[163585, 163586]))
     assert cfg.eos_token_id == (163585, 163586)
     assert cfg.to_json()["eos_token_id"] == [163585, 163586]
+
+
+@pytest.mark.parametrize("key", ["n_group", "topk_group", "routed_scaling_factor"])
+def test_what_other_readers_would_fill_in_differently_is_asked_for(key):
+    """transformers takes 8, 4 and 2.5 where a V3 file says nothing; a guess would be silent."""
+    for value in (..., None):
+        assert f"the config given lacks {key};" in refusal(changed(**{key: value}))
