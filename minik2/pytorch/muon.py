@@ -40,7 +40,7 @@ def scale(rows: int, columns: int, adjust_lr_fn: str) -> float:
     """What an orthogonal update of a matrix (rows, columns) is multiplied with.
 
     "match_rms_adamw": 0.2 sqrt(max(rows, columns)), after which its root mean square is near 0.2,
-    as AdamW's is. Source: arXiv 2502.16982 eq. 4. "original": sqrt(max(1, rows / columns)).
+    as AdamW's is. Source: arXiv 2502.16982 §2.2. "original": sqrt(max(1, rows / columns)).
     """
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
     W = W - lr (O + weight_decay W). iteration_dtype: what Newton–Schulz computes in; None leaves it
     to `newton_schulz.iteration_dtype`. A group may carry `split`, the number of equal blocks of
     rows that each count as a matrix (1 if it does not say). Raises ValueError for other shapes.
-    Source: arXiv 2502.16982 eq. 1-4.
+    Source: arXiv 2502.16982 §2.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ class AdamW:
     """Updates arrays of any shape in place, by their names.
 
     At a name's update number t: m = β1 m + (1 - β1) g; v = β2 v + (1 - β2) g²;
-    w = w - lr (weight_decay w + (m / (1 - β1^t)) / (sqrt(v / (1 - β2^t)) + eps)). The defaults are
-    DeepSeek-V3's (arXiv 2412.19437 §4.2) and, but for the decay, Moonlight's example code.
+    w = w - lr (weight_decay w + (m / (1 - β1^t)) / (sqrt(v / (1 - β2^t)) + eps)). betas and decay
+    are DeepSeek-V3's (arXiv 2412.19437 §4.2), and all of them those of Moonlight's example code.
     means, squares and counts hold m, v and t by name. Source: arXiv 1711.05101 algorithm 2.
     """
 

@@ -33,7 +33,7 @@ def scale(rows: int, columns: int, adjust_lr_fn: str) -> float:
     """What an orthogonal update of a matrix (rows, columns) is multiplied with.
 
     "match_rms_adamw": 0.2 sqrt(max(rows, columns)), after which its root mean square is near 0.2,
-    as AdamW's is. Source: arXiv 2502.16982 eq. 4. "original": sqrt(max(1, rows / columns)).
+    as AdamW's is. Source: arXiv 2502.16982 §2.2. "original": sqrt(max(1, rows / columns)).
     """
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
@@ -45,7 +45,7 @@ class Muon:
 
     For each: M = μ M + (1 - μ) G; U = (1 - μ) G + μ M with nesterov, else M; O = newton_schulz(U)
     scale; W = W - lr (O + weight_decay W). Weights and gradients share a dtype, float32 or float64.
-    momentum_buffers holds M by name. Source: arXiv 2502.16982 eq. 1-4; torch.optim.Muon.
+    momentum_buffers holds M by name. Source: arXiv 2502.16982 §2; torch.optim.Muon.
     """
 
     def __init__(

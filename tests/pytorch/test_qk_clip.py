@@ -39,6 +39,19 @@ def test_a_sequence_longer_than_a_block_of_the_real_size():
     assert relative_error(qk_clip.max_logits(q, k, 0.5), want) < FLOAT64
 
 
+@pytest.mark.parametrize("block, logits", [(512, 2**26), (16, 2**26), (512, 1)])
+def test_a_key_that_no_query_sees_does_not_count(block, logits, monkeypatch):
+    """Large only where a key meets a query before it; blocks of 200, of 16, and of the least 16."""
+    monkeypatch.setattr(qk_clip, "BLOCK", block)
+    monkeypatch.setattr(qk_clip, "LOGITS", logits)
+    q, k = torch.ones(1, 200, 1, 2), torch.ones(1, 200, 1, 2)
+    q[0, 150:], k[0, 150:] = -1.0, 50.0
+    assert qk_clip.max_logits(q, k, 1.0) == 2.0
+    assert qk_clip.max_logits(q[:, 150:], k[:, 150:], 1.0) == -100.0
+    one = torch.arange(50.0)[None, :, None, None]
+    assert qk_clip.max_logits(one.flip(1), one, 1.0) == 24 * 25
+
+
 def test_no_gradient_is_recorded_and_nan_is_carried():
     q, k = torch.ones(1, 3, 2, 4, requires_grad=True), torch.ones(1, 3, 2, 4)
     assert not qk_clip.max_logits(q, k, 1.0).requires_grad
@@ -112,7 +125,8 @@ def test_sixteen_bit_weights_are_scaled_in_float32():
     old = weights["q_b_proj.weight"].clone()
     gamma = qk_clip.clip(weights, torch.tensor([101.0, 99.0]), TINY)
     rotary = slice(TINY.qk_nope_head_dim, TINY.qk_head_dim)
-    want = (old[rotary].float() * gamma[0]).bfloat16()
+    want = (old[rotary].float() * (100 / 101)).bfloat16()
+    assert gamma.dtype == torch.float32
     assert weights["q_b_proj.weight"].dtype == torch.bfloat16
     assert (weights["q_b_proj.weight"][rotary] == want).all()
     assert (weights["q_b_proj.weight"][TINY.qk_head_dim :] == old[TINY.qk_head_dim :]).all()

@@ -37,8 +37,11 @@ def plain_max_logits(attention):
     return np.where(unseen, -np.inf, logits).max(axis=(0, 2, 3))
 
 
+@pytest.mark.parametrize("scores", [qk_clip.SCORES, 1])
 @pytest.mark.parametrize("tokens", [1, 7, 127, 128, 129, 300])
-def test_max_logits_are_those_of_the_whole_matrix(tokens):
+def test_max_logits_are_those_of_the_whole_matrix(tokens, scores, monkeypatch):
+    """In blocks of 128 queries, and in the least blocks there are, of 16."""
+    monkeypatch.setattr(qk_clip, "SCORES", scores)
     rng = np.random.default_rng(tokens)
     q, k = rng.standard_normal((2, 2, tokens, 3, 5))
     q[:, :, 2] = -np.abs(q[:, :, 2])
