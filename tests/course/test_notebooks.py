@@ -19,7 +19,7 @@ from minik2 import checks
 
 SHORT = bool(os.environ.get("MINIK2_SHORT"))
 # Seconds for one notebook. Lesson 00 is to take 150 on two quiet cores; here it may have one.
-LIMIT = 240 if SHORT else 600
+LIMIT = 240 if SHORT else 900
 SOURCES = build.sources()
 LESSONS = {path.stem[:2]: views.read(path) for path in SOURCES}
 EVERY = pytest.mark.parametrize("number", LESSONS)
