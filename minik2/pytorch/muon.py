@@ -2,9 +2,8 @@
 
 Unusual here: a parameter may hold several matrices: a stack (E, r, c) of experts, or, where its
 group says `split`, equal blocks of rows, such as the gate and up halves of gate_up_proj. All of
-them are orthogonalised in batched calls, each for itself. A GPU takes a stack whole. A CPU takes
-two matrices for each of its threads at a time, from the momentum to the new weights, so that what
-is made between stays in its caches.
+them are orthogonalised in batched calls, each for itself. A GPU takes a stack whole; a CPU takes
+at a time what fits its caches, from the momentum to the new weights.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from minik2.pytorch.newton_schulz import newton_schulz
 
 __all__ = ["Muon", "MuonClip", "newton_schulz", "scale", "takes"]
 
-# Numbers that a GPU takes at a time, 1 GiB in float32: larger batches would only cost memory.
-BATCH = 2**28
+# Numbers taken at a time. Each thread of a CPU: 1 MiB in float32. A GPU: 1 GiB, since larger
+# batches would only cost memory.
+CPU_BATCH, GPU_BATCH = 2**18, 2**28
 
 
 def takes(name: str, shape: Sequence[int]) -> bool:
@@ -116,7 +116,8 @@ class Muon(torch.optim.Optimizer):
         )
         size = lr * scale(rows, columns, group["adjust_lr_fn"])
         on_cpu = p.device.type == "cpu"
-        count = 2 * torch.get_num_threads() if on_cpu else max(1, BATCH // (rows * columns))
+        batch = CPU_BATCH * torch.get_num_threads() if on_cpu else GPU_BATCH
+        count = max(1, batch // (rows * columns))
         for weight, gradient, buffer in zip(
             weights.split(count), grads.split(count), buffers.split(count), strict=True
         ):

@@ -266,7 +266,7 @@ def with_gradients(model, seed):
 
 
 @given(cfg=configs(), seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_tensor_of_the_checkpoint_is_updated_by_the_optimizer_it_belongs_to(cfg, seed):
     """Two steps, with torch's optimizers on the checkpoint's tensors one by one."""
     model = build.model(cfg, seed)
