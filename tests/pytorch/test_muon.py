@@ -303,6 +303,30 @@ def gradients_by_name(model):
     return {name: tensor.detach() for name, tensor in shadow.weights.items()}
 
 
+@given(cfg=configs(), seed=SEEDS)
+@settings(max_examples=10, deadline=None)
+def test_a_whole_model_is_updated_and_clipped_as_in_the_reference(cfg, seed):
+    """The reference's three parts on its own model, experts under their own names."""
+    ours, theirs = build.model(cfg, seed), build.engine("reference", cfg, seed)
+    heads = (cfg.num_hidden_layers, cfg.num_attention_heads)
+    tops = 150 * np.random.default_rng(seed).random(heads)
+    optimizer, by_hand = MuonClip(ours, lr=0.01), reference.muon.Muon(lr=0.01)
+    adamw = reference.adamw.AdamW(lr=0.01)
+    for step in range(2):
+        with_gradients(ours, seed + step)
+        grads = {name: grad.numpy() for name, grad in gradients_by_name(ours).items()
+                 if "correction_bias" not in name}  # fmt: skip
+        optimizer.step(torch.from_numpy(tops))
+        matrices = {name: grad for name, grad in grads.items()
+                    if reference.muon.takes(name, grad.shape)}  # fmt: skip
+        by_hand.step(theirs.weights, matrices)
+        adamw.step(theirs.weights, {n: grad for n, grad in grads.items() if n not in matrices})
+        for layer, row in zip(theirs.layers, tops, strict=True):
+            reference.qk_clip.clip(layer["self_attn"], row, cfg)
+    for name, tensor in ours.weights.items():
+        assert error(tensor.detach(), theirs.weights[name]) < FLOAT64, name
+
+
 def test_both_engines_draw_the_same_line():
     for name, shape in ModelConfig.preset("kimi-k2").tensors():
         wanted = len(shape) == 2 and name.split(".")[-2] not in ("embed_tokens", "lm_head")
