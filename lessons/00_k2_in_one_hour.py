@@ -62,8 +62,8 @@ except ImportError:
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 print(f"Python {platform.python_version()}, NumPy {np.__version__}, "
       f"Numba {numba.__version__}, PyTorch {torch.__version__}")
-print(f"{os.cpu_count()} cores; threads: PyTorch {torch.get_num_threads()}, "
-      f"Numba {numba.get_num_threads()}")
+print(f"{os.cpu_count()} cores; PyTorch may use {torch.get_num_threads()} "
+      f"of them, Numba {numba.get_num_threads()}")
 print(f"Numba's threads: {threads}")
 print(f"GPU: {gpu}")
 device = "cpu" if gpu == "none" else "cuda"

@@ -96,7 +96,9 @@ def start(tmp_path: Path) -> subprocess.Popen:
     grader = subprocess.Popen(
         [sys.executable, "-m", "minik2", "grade", tmp_path / "class", "-o",
          tmp_path / "grades.csv", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True)
+        text=True, start_new_session=True,
+        # A test run in the background ignores Ctrl-C, and its children would with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     until = time.monotonic() + 60
     while time.monotonic() < until:
         if (tmp_path / "class" / "waits").exists():
