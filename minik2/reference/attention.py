@@ -1,10 +1,15 @@
-"""Causal softmax attention, a block of queries at a time, so that no T x T matrix is ever held."""
+"""Causal softmax attention, a block of queries at a time, so that no T x T matrix is ever held.
 
+Unusual here: the forward pass keeps no chances for the backward pass, which computes each block's
+anew. That costs one product more, and saves a T x T matrix a head and layer.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from minik2.reference import kernels
+from minik2.reference import kernels, kernels_backward
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -21,12 +26,43 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str
     """
     batch, tokens, heads, _ = q.shape
     y = np.empty((batch, tokens, heads, v.shape[-1]), q.dtype)
+    values = v.transpose(0, 2, 1, 3)
+    for start, stop, chances in _blocks(q, k, scale):
+        np.matmul(chances, values[:, :, :stop], out=y[:, start:stop].transpose(0, 2, 1, 3))
+    return y, {"q": q, "k": k, "v": v, "scale": scale}
+
+
+def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
+    """dq, dk, dv, each as its array.
+
+    With P the chances of a block of queries: dv = Pᵀ dy, dP = dy vᵀ, dS = scale P (dP - Σ P dP),
+    dq = dS k, dk = dSᵀ q.
+    """
+    q, k, v, scale = (saved[name] for name in ("q", "k", "v", "scale"))
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros(v.shape, v.dtype)
+    queries, keys, dqueries, dkeys = (a.transpose(0, 2, 1, 3) for a in (q, k, dq, dk))
+    values, dvalues, drows = (a.transpose(0, 2, 1, 3) for a in (v, dv, dy))
+    for start, stop, chances in _blocks(q, k, scale):
+        own = drows[:, :, start:stop]
+        dvalues[:, :, :stop] += chances.swapaxes(2, 3) @ own
+        d = own @ values[:, :, :stop].swapaxes(2, 3)
+        flat = (-1, stop - start, stop)
+        kernels_backward.causal_softmax_backward(
+            chances.reshape(flat), d.reshape(flat), start, q.dtype.type(scale)
+        )
+        np.matmul(d, keys[:, :, :stop], out=dqueries[:, :, start:stop])
+        dkeys[:, :, :stop] += d.swapaxes(2, 3) @ queries[:, :, start:stop]
+    return dq, dk, dv
+
+
+def _blocks(q: Array, k: Array, scale: float) -> Iterator[tuple[int, int, Array]]:
+    """Start, stop and chances (B, H, stop - start, stop) of each block of queries."""
+    batch, tokens, heads, _ = q.shape
     block = min(128, max(16, SCORES // (batch * heads * tokens)))
-    keys, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    queries, keys = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
-        scores = np.matmul(q[:, start:stop].transpose(0, 2, 1, 3), keys[..., :stop])
-        rows = scores.reshape(batch * heads, stop - start, stop)
+        scores = queries[:, :, start:stop] @ keys[..., :stop]
+        rows = scores.reshape(-1, stop - start, stop)
         kernels.causal_softmax(rows, start, q.dtype.type(scale))
-        np.matmul(scores, values[:, :, :stop], out=y[:, start:stop].transpose(0, 2, 1, 3))
-    return y, {"q": q, "k": k, "v": v, "scale": scale}
+        yield start, stop, scores

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from minik2.reference import kernels
+from minik2.reference import kernels, kernels_backward
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, Any]]:
     """y = (silu(x gate_projᵀ) · x up_projᵀ) down_projᵀ.
 
     x: (..., D); weights: gate_proj.weight and up_proj.weight (I, D), down_proj.weight (D, I);
@@ -24,4 +24,19 @@ def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, Ar
     hidden = np.empty((len(rows), width), x.dtype)
     kernels.swiglu(gate_up, hidden)
     y = hidden @ weights["down_proj.weight"].T
-    return y.reshape(x.shape), {"x": rows, "gate_up": gate_up, "hidden": hidden}
+    saved = {"x": rows, "gate_up": gate_up, "hidden": hidden, "weights": weights}
+    return y.reshape(x.shape), saved
+
+
+def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
+    """dx as dy, and the gradients of the three matrices by their names."""
+    x, gate_up, weights = saved["x"], saved["gate_up"], saved["weights"]
+    rows = dy.reshape(x.shape)
+    d = np.empty_like(gate_up)
+    kernels_backward.swiglu_backward(rows @ weights["down_proj.weight"], gate_up, d)
+    dgate, dup = np.split(d, 2, axis=1)
+    dx = dgate @ weights["gate_proj.weight"]
+    dx += dup @ weights["up_proj.weight"]
+    grads = {"gate_proj.weight": dgate.T @ x, "up_proj.weight": dup.T @ x,
+             "down_proj.weight": rows.T @ saved["hidden"]}  # fmt: skip
+    return dx.reshape(dy.shape), grads

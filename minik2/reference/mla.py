@@ -56,4 +56,55 @@ def forward(
     context, saved["attention"] = attention.forward(q, k, v, rope.softmax_scale(cfg))
     context = context.reshape(batch, tokens, heads * cfg.v_head_dim)
     y = context @ weights["o_proj.weight"].T
-    return y, saved | {"x": x, "latent": latent, "k_rope": k_rope[:, :, 0], "context": context}
+    saved |= {"x": x, "latent": latent, "k_rope": k_rope[:, :, 0], "context": context,
+              "weights": weights, "cfg": cfg, "cos": cos, "sin": sin}  # fmt: skip
+    return y, saved
+
+
+def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
+    """dx as x, and the gradients of the matrices and norms by their names.
+
+    The shared rotary key collects what all heads say about it; keys and values of all heads meet in
+    one latent, and latents and queries in x.
+    """
+    x, weights, cfg = saved["x"], saved["weights"], saved["cfg"]
+    batch, tokens, _ = x.shape
+    heads, nope = cfg.num_attention_heads, cfg.qk_nope_head_dim
+    turn = saved["cos"], saved["sin"], cfg.rope_interleave
+    grads: dict[str, Array] = {}
+
+    dcontext, grads["o_proj.weight"] = _product(dy, saved["context"], weights["o_proj.weight"])
+    dq, dk, dv = attention.backward(
+        dcontext.reshape(batch, tokens, heads, -1), saved["attention"]
+    )
+
+    dkv = np.concatenate([dk[..., :nope], dv], axis=-1).reshape(batch, tokens, -1)
+    dlatent, grads["kv_b_proj.weight"] = _product(
+        dkv, saved["latent"], weights["kv_b_proj.weight"]
+    )
+    dlatent, norms = norm.backward(dlatent, saved["kv_a_layernorm"])
+    grads["kv_a_layernorm.weight"] = norms["weight"]
+    dk_rope = rope.backward(dk[..., nope:].sum(axis=2, keepdims=True), *turn)
+    dcompressed = np.concatenate([dlatent, dk_rope[:, :, 0]], axis=-1)
+    dx, grads["kv_a_proj_with_mqa.weight"] = _product(
+        dcompressed, x, weights["kv_a_proj_with_mqa.weight"]
+    )
+
+    dq[..., nope:] = rope.backward(dq[..., nope:], *turn)
+    dq = dq.reshape(batch, tokens, -1)
+    if cfg.q_lora_rank is None:
+        dx_q, grads["q_proj.weight"] = _product(dq, x, weights["q_proj.weight"])
+    else:
+        dlatent, grads["q_b_proj.weight"] = _product(
+            dq, saved["q_latent"], weights["q_b_proj.weight"]
+        )
+        dlatent, norms = norm.backward(dlatent, saved["q_a_layernorm"])
+        grads["q_a_layernorm.weight"] = norms["weight"]
+        dx_q, grads["q_a_proj.weight"] = _product(dlatent, x, weights["q_a_proj.weight"])
+    dx += dx_q
+    return dx, grads
+
+
+def _product(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    """Gradients of x and weight where y = x weightᵀ."""
+    return dy @ weight, dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])

@@ -2,6 +2,8 @@
 
 Unusual here: there is no loop over tokens and none over the experts nobody chose. The experts'
 gate and up matrices are stacked into one tensor, so that each expert's first step is one product.
+What the backward pass can make again cheaply is not kept: a token's row for each of its experts,
+and the experts' outputs.
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import ffn, kernels, router
+from minik2.reference import ffn, kernels, kernels_backward, router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,6 +37,24 @@ def forward(
     )  # fmt: skip
     saved = {"router": saved_router, "shared_experts": saved_shared, "experts": saved_experts}
     return y.reshape(x.shape), saved
+
+
+def backward(
+    dy: Array, saved: dict[str, Any], dscores: Array | None = None
+) -> tuple[Array, dict[str, Any]]:
+    """dx as dy, and the gradients by the names of `forward`'s weights, the bias left out.
+
+    dscores (tokens, E): what another loss says about the router's scores.
+    """
+    rows = np.ascontiguousarray(dy).reshape(-1, dy.shape[-1])
+    dx, dweights, stacks = experts_backward(rows, saved["experts"])
+    dx_router, gate = router.backward(dweights, saved["router"], dscores)
+    dx_shared, shared = ffn.backward(rows, saved["shared_experts"])
+    dx += dx_router
+    dx += dx_shared
+    grads = {"gate.weight": gate["weight"], "shared_experts": shared}
+    grads |= {f"experts.{name}": stack for name, stack in stacks.items()}
+    return dx.reshape(dy.shape), grads
 
 
 def dispatch(indices: Array, experts: int) -> tuple[Array, Array, Array]:
@@ -63,12 +83,52 @@ def add_experts(
     gate_up = np.empty((len(rows), double), x.dtype)
     hidden = np.empty((len(rows), width), x.dtype)
     out = np.empty_like(rows)
-    busy = [(e, slice(offsets[e], offsets[e + 1])) for e in np.flatnonzero(np.diff(offsets))]
+    busy = _busy(offsets)
     for e, own in busy:
         np.matmul(rows[own], gate_up_proj[e].T, out=gate_up[own])
     kernels.swiglu(gate_up, hidden)
     for e, own in busy:
         np.matmul(hidden[own], down_proj[e].T, out=out[own])
     kernels.combine(out, position, weights, y)
-    return {"rows": rows, "gate_up": gate_up, "hidden": hidden, "out": out, "offsets": offsets,
-            "token": token, "position": position}  # fmt: skip
+    return {"x": x, "weights": weights, "gate_up_proj": gate_up_proj, "down_proj": down_proj,
+            "gate_up": gate_up, "offsets": offsets, "token": token,
+            "position": position}  # fmt: skip
+
+
+def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, dict[str, Array]]:
+    """dx (tokens, D), dweights (tokens, K), and the gradients of the two stacks.
+
+    dy: (tokens, D). A weight's gradient is dy · out = (dy down_proj) · hidden, so that the experts'
+    outputs are not needed.
+    """
+    gate_up, offsets, position = saved["gate_up"], saved["offsets"], saved["position"]
+    gate_up_proj, down_proj = saved["gate_up_proj"], saved["down_proj"]
+    busy = _busy(offsets)
+    hidden = np.empty((len(gate_up), gate_up.shape[1] // 2), dy.dtype)
+    kernels.swiglu(gate_up, hidden)
+    weights = np.empty((len(hidden), 1), dy.dtype)
+    weights[position.reshape(-1), 0] = saved["weights"].reshape(-1)
+
+    dout, dhidden = dy[saved["token"]], np.empty_like(hidden)
+    for e, own in busy:
+        np.matmul(dout[own], down_proj[e], out=dhidden[own])
+    dweights = np.einsum("pi,pi->p", dhidden, hidden)[position]
+    dhidden *= weights
+    dgate_up = np.empty_like(gate_up)
+    kernels_backward.swiglu_backward(dhidden, gate_up, dgate_up)
+
+    hidden *= weights
+    dgate_up_proj, ddown_proj = np.zeros_like(gate_up_proj), np.zeros_like(down_proj)
+    rows, drows = saved["x"][saved["token"]], np.empty_like(dout)
+    for e, own in busy:
+        np.matmul(dout[own].T, hidden[own], out=ddown_proj[e])
+        np.matmul(dgate_up[own].T, rows[own], out=dgate_up_proj[e])
+        np.matmul(dgate_up[own], gate_up_proj[e], out=drows[own])
+    dx = np.zeros_like(dy)
+    kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
+    return dx, dweights, {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
+
+
+def _busy(offsets: Array) -> list[tuple[int, slice]]:
+    """The experts that have tokens, each with its own rows."""
+    return [(int(e), slice(offsets[e], offsets[e + 1])) for e in np.flatnonzero(np.diff(offsets))]

@@ -82,8 +82,8 @@ def rotate(x: Array, cos: Array, sin: Array, interleave: bool = True) -> Array:
     """Turn every pair of x by its token's angle: (a, b) -> (a cos - b sin, a sin + b cos).
 
     x: (..., T, heads, R); cos, sin: (T, R/2), or with x's leading axes before T. Pairs are
-    neighbours, or the two halves of the vector when `interleave` is false. Its backward pass is
-    itself with -sin. Source: arXiv 2104.09864 eq. 34.
+    neighbours, or the two halves of the vector when `interleave` is false.
+    Source: arXiv 2104.09864 eq. 34.
     """
     *lead, tokens, heads, size = x.shape
     y = np.empty(x.shape, x.dtype)
@@ -93,6 +93,11 @@ def rotate(x: Array, cos: Array, sin: Array, interleave: bool = True) -> Array:
     flat = x.reshape(-1, heads, size)
     kernels.rotate_pairs(flat, cos, sin, y.reshape(-1, heads, size), step, other)
     return y
+
+
+def backward(dy: Array, cos: Array, sin: Array, interleave: bool = True) -> Array:
+    """The gradient of `rotate`'s x: the same pairs turned back, and stretched by the same gain."""
+    return rotate(dy, cos, -sin, interleave)
 
 
 def to_halves(size: int) -> Array:

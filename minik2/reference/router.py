@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def forward(
     x: Array, weight: Array, bias: Array | None, cfg: ModelConfig
-) -> tuple[tuple[Array, Array], dict[str, Array]]:
+) -> tuple[tuple[Array, Array], dict[str, Any]]:
     """Choose K experts a token.
 
     x: (tokens, D); weight: (E, D); bias: e_score_correction_bias (E,), None for softmax routers.
@@ -40,8 +40,38 @@ def forward(
         # 1e-20 as in the released code: scores that all underflow give zeros, not NaN.
         weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
     weights = (weights * exact.type(cfg.routed_scaling_factor)).astype(x.dtype, copy=False)
-    saved = {"x": x, "scores": scores, "indices": indices, "weights": weights}
+    saved = {"x": x, "scores": scores, "indices": indices, "weights": weights,
+             "weight": weight, "cfg": cfg}  # fmt: skip
     return (indices, weights), saved
+
+
+def backward(
+    dweights: Array, saved: dict[str, Any], dscores: Array | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """dx as x, and {"weight": (E, D)}, from the gradient of the experts' weights (tokens, K).
+
+    Which experts are chosen is a jump, not a slope, so nothing flows through the choice, and the
+    correction bias, which touches nothing else, gets no gradient. dscores (tokens, E): what another
+    loss says about the scores. Renormalised, w = s / Σ s: ds = (dw - Σ dw w) / Σ s.
+    """
+    x, scores, indices, cfg = (saved[name] for name in ("x", "scores", "indices", "cfg"))
+    weight, exact = saved["weight"], scores.dtype
+    dchosen = dweights.astype(exact, copy=False) * exact.type(cfg.routed_scaling_factor)
+    if cfg.norm_topk_prob:
+        chosen = np.take_along_axis(scores, indices, axis=1)
+        total = chosen.sum(axis=1, keepdims=True) + 1e-20
+        dchosen = (dchosen - (dchosen * chosen / total).sum(axis=1, keepdims=True)) / total
+
+    d = np.zeros_like(scores) if dscores is None else dscores.astype(exact)
+    rows = np.arange(len(d))[:, None]
+    d[rows, indices] += dchosen
+    if cfg.scoring_func == "sigmoid":
+        dlogits = d * scores * (1 - scores)
+    else:
+        dlogits = scores * (d - (d * scores).sum(axis=1, keepdims=True))
+    dx = dlogits @ weight.astype(exact, copy=False)
+    dweight = dlogits.T @ x.astype(exact, copy=False)
+    return dx.astype(x.dtype, copy=False), {"weight": dweight.astype(weight.dtype, copy=False)}
 
 
 def _sigmoid(logits: Array) -> Array:
