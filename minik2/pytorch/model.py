@@ -158,6 +158,18 @@ class Model(nn.Module):
             targets = torch.from_numpy(checked).to(self.device)
         return F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten())
 
+    def loss_and_grads(self, tokens: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` and its gradient for every trained tensor of the checkpoint, by its name.
+
+        An expert's gradients are views of its layer's stack, zero if no token chose it; the
+        correction bias has none. Nothing is added to the parameters' own `.grad`.
+        """
+        loss, parameters = self.loss(tokens, targets), dict(self.named_parameters())
+        grads = torch.autograd.grad(loss, list(parameters.values()))
+        held = dict(zip(parameters, grads, strict=True))
+        names = (n for n in self.cfg.tensor_shapes() if not n.endswith("e_score_correction_bias"))
+        return loss.detach(), {name: _view(held, name) for name in names}
+
     def generate(
         self, tokens: Any, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
     ) -> Tensor:

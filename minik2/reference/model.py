@@ -16,7 +16,7 @@ import numpy as np
 from minik2 import checkpoint, initial
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
-from minik2.reference import ffn, generate, mla, moe, norm, rope
+from minik2.reference import balance, embedding, ffn, generate, loss, mla, moe, norm, rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,24 +46,15 @@ class Model:
         """Memory for one checkpoint tensor, filed where its layer looks for it."""
         if not name.startswith("model.layers."):
             return np.empty(shape, self.dtype)
-        _, _, layer, *path = name.split(".")
-        place = self.layers[int(layer)]
-        while path[0] in ("self_attn", "mlp", "shared_experts"):
-            place = place[path.pop(0)]
-        if path[0] == "experts":
-            return self._expert_view(place, int(path[1]), path[2])
-        return place.setdefault(".".join(path), np.empty(shape, self.dtype))
-
-    def _expert_view(self, mlp: dict[str, Any], expert: int, matrix: str) -> Array:
-        count, width = self.cfg.n_routed_experts, self.cfg.moe_intermediate_size
-        hidden = self.cfg.hidden_size
-        if "experts.down_proj" not in mlp:
-            mlp["experts.gate_up_proj"] = np.empty((count, 2 * width, hidden), self.dtype)
-            mlp["experts.down_proj"] = np.empty((count, hidden, width), self.dtype)
-        if matrix == "down_proj":
-            return mlp["experts.down_proj"][expert]
-        half = slice(0, width) if matrix == "gate_proj" else slice(width, None)
-        return mlp["experts.gate_up_proj"][expert, half]
+        place, key = _place(self.layers, name)
+        if ".experts." not in name:
+            place[key] = np.empty(shape, self.dtype)
+        elif "experts.down_proj" not in place:
+            count, width = self.cfg.n_routed_experts, self.cfg.moe_intermediate_size
+            hidden = self.cfg.hidden_size
+            place["experts.gate_up_proj"] = np.empty((count, 2 * width, hidden), self.dtype)
+            place["experts.down_proj"] = np.empty((count, hidden, width), self.dtype)
+        return _view(self.layers, name)
 
     @classmethod
     def init(cls, cfg: ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
@@ -100,14 +91,14 @@ class Model:
         cfg = self.cfg
         tokens = token_ids.check(tokens, cfg)
         cos, sin = rope.table(cfg, np.arange(tokens.shape[1]), self.dtype)
-        x = self.weights["model.embed_tokens.weight"][tokens]
+        x, embedded = embedding.forward(tokens, self.weights["model.embed_tokens.weight"])
         for weights in self.layers:
             x, layer_saved = self._layer(x, weights, cos, sin)
             if saved is not None:
                 saved.append(layer_saved)
         x, final = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
         if saved is not None:
-            saved.append({"norm": final})
+            saved.append({"norm": final, "head": x, "embedding": embedded})
         return x @ self.head.T
 
     def _layer(
@@ -126,6 +117,73 @@ class Model:
             y, saved["mlp"] = ffn.forward(y, weights["mlp"])
         return x + y, saved
 
+    def loss(self, tokens: Array, targets: Array) -> float:
+        """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each."""
+        return loss.forward(self(tokens), targets, self.cfg)[0]
+
+    def loss_and_grads(
+        self, tokens: Array, targets: Array, balance_alpha: float = 0.0
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss and its gradient for every trained tensor of the checkpoint, by its name.
+
+        tokens, targets: (B, T) whole numbers; targets are already shifted, -100 where none counts.
+        An expert's gradients are views of its layer's stack, zero if no token chose it; the
+        correction bias has none. balance_alpha > 0 adds the sequence-wise balance loss of every
+        layer with experts (`balance.forward`) to the loss returned. Raises what `loss` raises.
+        """
+        saved: list[dict[str, Any]] = []
+        logits = self._run(tokens, saved)
+        total, saved_loss = loss.forward(logits, targets, self.cfg)
+        dlogits = loss.backward(1.0, saved_loss)
+
+        final = saved.pop()
+        states = final["head"].reshape(-1, self.cfg.hidden_size)
+        dhead = dlogits.reshape(len(states), -1).T @ states
+        dx, norms = norm.backward(dlogits @ self.head, final["norm"])
+        grads = {"model.norm.weight": norms["weight"]}
+        layers: list[dict[str, Any]] = []
+        while saved:
+            # Each layer's arrays are let go as soon as its gradient is known.
+            layer_saved, dscores = saved.pop(), None
+            router = layer_saved["mlp"].get("router")
+            if balance_alpha and router is not None:
+                price, dscores = self._balance(router, dx.shape, balance_alpha)
+                total += price
+            dx, layer = self._layer_backward(dx, layer_saved, dscores)
+            layers.insert(0, layer)
+        dembedding = embedding.backward(dx, final["embedding"])["weight"]
+        if self.cfg.tie_word_embeddings:
+            dembedding += dhead
+        else:
+            grads["lm_head.weight"] = dhead
+        grads["model.embed_tokens.weight"] = dembedding
+        trained = (name for name in self.weights if not name.endswith("e_score_correction_bias"))
+        return total, {n: grads[n] if n in grads else _view(layers, n) for n in trained}
+
+    def _balance(
+        self, router: dict[str, Any], shape: tuple[int, ...], alpha: float
+    ) -> tuple[float, Array]:
+        scores = router["scores"].reshape(*shape[:2], -1)
+        price, saved = balance.forward(scores, self.cfg.num_experts_per_tok, alpha)
+        return price, balance.backward(1.0, saved).reshape(router["scores"].shape)
+
+    def _layer_backward(
+        self, dy: Array, saved: dict[str, Any], dscores: Array | None
+    ) -> tuple[Array, dict[str, Any]]:
+        """`_layer` from its end to its start: a sum hands its gradient to both of its terms."""
+        grads: dict[str, Any] = {}
+        if "router" in saved["mlp"]:
+            dx, grads["mlp"] = moe.backward(dy, saved["mlp"], dscores)
+        else:
+            dx, grads["mlp"] = ffn.backward(dy, saved["mlp"])
+        dx, norms = norm.backward(dx, saved["post_attention_layernorm"])
+        grads["post_attention_layernorm.weight"] = norms["weight"]
+        dx += dy
+        dy, grads["self_attn"] = mla.backward(dx, saved["self_attn"])
+        dy, norms = norm.backward(dy, saved["input_layernorm"])
+        grads["input_layernorm.weight"] = norms["weight"]
+        return dx + dy, grads
+
     def generate(
         self, tokens: Array, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
     ) -> Array:
@@ -135,3 +193,24 @@ class Model:
         with a generator started at `seed`.
         """
         return generate.generate(self, tokens, max_new_tokens, temperature, seed)
+
+
+def _place(layers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], str]:
+    """The dict of a layer in which the tensor called `name` lies, and the rest of its name."""
+    _, _, layer, *path = name.split(".")
+    place = layers[int(layer)]
+    while path[0] in ("self_attn", "mlp", "shared_experts"):
+        place = place[path.pop(0)]
+    return place, ".".join(path)
+
+
+def _view(layers: list[dict[str, Any]], name: str) -> Array:
+    """The array called `name` in the checkpoint; of an expert, its part of the stack."""
+    place, key = _place(layers, name)
+    if ".experts." not in name:
+        return place[key]
+    _, expert, matrix, _ = key.split(".")
+    if matrix == "down_proj":
+        return place["experts.down_proj"][int(expert)]
+    gate, up = np.split(place["experts.gate_up_proj"][int(expert)], 2)
+    return gate if matrix == "gate_proj" else up

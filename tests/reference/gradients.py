@@ -29,13 +29,15 @@ def assert_slopes(function, inputs, grads, seed: int = 0) -> None:
 
     Differences of the fourth order: (8 (f₊₁ - f₋₁) - (f₊₂ - f₋₂)) / 12h errs by h⁴/30 times the
     fifth derivative, and by the rounding of f, some hundred units of 1.1e-16 of its terms, over h.
-    With h = 1e-3 both are below 1e-10 of the terms where no derivative is a thousand times as large
-    as they are; the terms are what is added up to the slope and to the function's value.
+    A direction is as long as the input itself. With h = 2e-4 the rounding costs 1e-10 of the terms,
+    and the derivative less as long as it is below a million times them; the terms are what is added
+    up to the slope and to the function's value.
     """
-    rng, h = np.random.default_rng(seed), 1e-3
+    rng, h = np.random.default_rng(seed), 2e-4
     size = abs(function(inputs))
     for name, grad in grads.items():
         direction = rng.standard_normal(grad.shape)
+        direction *= np.linalg.norm(inputs[name]) / np.linalg.norm(direction)
         f = {step: function(inputs | {name: inputs[name] + step * h * direction})
              for step in (-2, -1, 1, 2)}  # fmt: skip
         slope = (8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h)
