@@ -63,8 +63,9 @@ class Exercise:
     """One exercise: how it is posed, its right answer, and the wrong ones that learners write.
 
     id: "topic.name"; lesson: "01"; difficulty: 1 to 5; signature: as in the stub; axes: one letter
-    an axis of the output, for messages. cases(rng): an iterable of argument tuples over several
-    shapes, float64, drawn so that every misconception shows. reference: the right answer.
+    an axis of the output, for messages; keys: of a large dict among the arguments, those that a
+    message shows. cases(rng): an iterable of argument tuples over several shapes, float64, drawn
+    so that every misconception shows. reference: the right answer.
     function: the name the learner defines, by default what follows the dot in `id`. formula: a
     line of arithmetic (three known wrong answers are enough, for a function four). seconds: the
     limit of one call.
@@ -85,6 +86,7 @@ class Exercise:
     wrong: tuple[Wrong, ...] = field(repr=False)
     invariants: tuple[Invariant, ...] = field(default=(), repr=False)
     axes: str = ""
+    keys: tuple[str, ...] = ()
     function: str = ""
     formula: bool = False
     seconds: float = 5.0
@@ -127,5 +129,5 @@ def find(id: str) -> Exercise:
     near = difflib.get_close_matches(text, by_id, 3)
     near += [names[n] for n in difflib.get_close_matches(text.rpartition(".")[2], names, 2)]
     listed = list(dict.fromkeys(near)) or list(by_id)
-    hint = "did you mean" if near else "the exercises are"
-    raise ValueError(f"There is no exercise {id!r}; {hint} {', '.join(listed)}.")
+    hint, end = ("did you mean", "?") if near else ("the exercises are", ".")
+    raise ValueError(f"There is no exercise {id!r}; {hint} {', '.join(listed)}{end}")

@@ -19,7 +19,7 @@ from minik2.checks import values
 from minik2.checks.exercise import Case, Exercise, Invariant, Wrong, find
 from minik2.checks.picture import Picture
 from minik2.checks.result import Result
-from minik2.checks.subject import Local, Outcome
+from minik2.checks.subject import Local, Outcome, said_by
 
 
 class Subject(Protocol):
@@ -161,8 +161,9 @@ def _holds(
 def _first_difference(difference: values.Difference, axes: str) -> str:
     if difference.index:
         letters = axes.split() if len(axes.split()) == len(difference.index) else []
-        named = f" ({' '.join(letters)})" if letters else ""
-        at = f"At {difference.path}{list(difference.index)}{named}"
+        names = [f"{letter}=" for letter in letters] or [""] * len(difference.index)
+        index = ", ".join(f"{name}{i}" for name, i in zip(names, difference.index, strict=True))
+        at = f"At {difference.path}[{index}]"
         count = f" {int(difference.wrong.sum())} of {difference.wrong.size} numbers differ."
     else:
         at, count = f"At {difference.path}" if difference.path else "The result", ""
@@ -186,16 +187,18 @@ def _remark(outcomes: list[Outcome], error: float) -> str:
 def describe(exercise: Exercise, case: Case) -> str:
     """The arguments of a case in a line: shapes of arrays, values of numbers."""
     names = list(inspect.signature(exercise.reference).parameters)
-    return ", ".join(f"{n} {_told(v)}" for n, v in zip(names, case, strict=False))
+    return ", ".join(f"{n} {_told(v, exercise.keys)}" for n, v in zip(names, case, strict=False))
 
 
-def _told(value: Any) -> str:
+def _told(value: Any, keys: tuple[str, ...]) -> str:
     if isinstance(value, np.ndarray):
         if value.ndim == 1 and value.size <= 8 and value.dtype.kind in "iu":
             return str(value.tolist())
         return str(value.shape)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} {_told(v)}" for k, v in value.items()) + "}"
+        shown = {key: item for key, item in value.items() if key in keys or not keys}
+        told = [f"{key} {_told(item, keys)}" for key, item in shown.items()]
+        return "{" + ", ".join(told + ["…"] * (len(shown) < len(value))) + "}"
     return repr(value)
 
 
@@ -205,13 +208,37 @@ def diagnose(
     """The known wrong implementation whose outputs are these, if there is one.
 
     It must do the same in every case (an error of the same type is the same), give a value in
-    one of them, and not be right in all.
+    one of them, and not be right in all. Where none does, one that misses the same key of a dict
+    in the same cases: the answer looks for it in the same wrong place, whatever else it does.
     """
-    for wrong in exercise.wrong:
-        for function in wrong.functions:
-            if _matches(function, cases, outcomes, expected):
-                return wrong
+    known = [(wrong, function) for wrong in exercise.wrong for function in wrong.functions]
+    for wrong, function in known:
+        if _matches(function, cases, outcomes, expected):
+            return wrong
+    for wrong, function in known:
+        if _misses_the_same_key(function, cases, outcomes):
+            return wrong
     return None
+
+
+def _misses_the_same_key(function: Any, cases: list[Case], outcomes: list[Outcome]) -> bool:
+    """True where KeyError, in the same words, is the only trouble, and not in every case."""
+    missed = 0
+    for case, outcome in zip(cases, outcomes, strict=False):
+        said = outcome.trouble.text if outcome.trouble else ""
+        try:
+            with np.errstate(all="ignore"):
+                function(*copy.deepcopy(case))
+        except KeyError as error:
+            if not said.endswith(f"KeyError says: {said_by(error)}"):
+                return False
+            missed += 1
+        except Exception:
+            return False
+        else:
+            if said:
+                return False
+    return 0 < missed < len(cases)
 
 
 def _matches(

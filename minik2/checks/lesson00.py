@@ -1,9 +1,11 @@
 """Lesson 00: reading a config.json, and the first arithmetic from it.
 
-Unusual here: cases are raw dicts as released files hold them, half with the old rope keys and half
-with transformers 5's, with sizes drawn anew each time so that no constant can be right.
+Unusual here: cases are whole dicts as released files hold them, half with the old rope keys and
+half with transformers 5's, with sizes drawn anew each time so that no constant can be right.
 """
 
+import importlib.resources
+import json
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,27 @@ TITLE = "K2 in one hour"
 Config = dict[str, Any]
 
 
+def _k2() -> Config:
+    """K2's config.json as the lesson prints it."""
+    file = importlib.resources.files("minik2") / "presets" / "kimi-k2.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def _config(rng: np.random.Generator, new_rope_keys: bool) -> Config:
-    """A config like a released one; sizes differ from each other, so that mixing two up shows."""
-    hidden, wide, narrow, latent = (int(n) for n in rng.choice(range(8, 80), 4, replace=False))
+    """K2's with other sizes, which differ from each other, so that mixing two up shows."""
+    hidden, wide, narrow, latent, query = (
+        int(n) for n in rng.choice(range(8, 80), 5, replace=False))
     chosen = int(rng.integers(3, 9))
-    config = {
+    heads = int(rng.integers(8, 40)) * 2
+    config = _k2() | {
         "model_type": "deepseek_v3",
         "hidden_size": 64 * hidden,
         "num_hidden_layers": int(rng.integers(20, 70)),
-        "num_attention_heads": int(rng.integers(8, 40)) * 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": 48 * query,
         "kv_lora_rank": 16 * latent,
-        "qk_nope_head_dim": 128,
         "qk_rope_head_dim": int(rng.choice([32, 64, 96])),
         "v_head_dim": 112,
         "first_k_dense_replace": int(rng.integers(1, 8)),
@@ -34,26 +46,18 @@ def _config(rng: np.random.Generator, new_rope_keys: bool) -> Config:
         "n_routed_experts": chosen * int(rng.integers(5, 40)) + 1,
         "n_shared_experts": int(rng.integers(1, 3)),
         "num_experts_per_tok": chosen,
+        "rope_theta": float(rng.integers(11, 90) * 1000),
     }
-    theta = float(rng.integers(11, 90) * 1000)
-    scaling = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
-    if not new_rope_keys:
-        return config | {"rope_theta": theta, "rope_scaling": scaling}
-    scaling["rope_type"] = scaling.pop("type")
-    return config | {"rope_parameters": {"rope_theta": theta, **scaling}}
+    if new_rope_keys:
+        scaling = config.pop("rope_scaling")
+        scaling["rope_type"] = scaling.pop("type")
+        config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), **scaling}
+    return config
 
 
 def _configs(rng: np.random.Generator) -> list[Case]:
-    """Old and new rope keys in turn, and K2 itself."""
-    k2 = {
-        "model_type": "kimi_k2", "hidden_size": 7168, "num_hidden_layers": 61,
-        "num_attention_heads": 64, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1,
-        "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 384,
-        "n_shared_experts": 1, "num_experts_per_tok": 8, "rope_theta": 50000.0,
-        "rope_scaling": None,
-    }
-    return [(k2,), *((_config(rng, new),) for new in (False, True, False, True))]
+    """K2 itself, then old and new rope keys in turn."""
+    return [(_k2(),), *((_config(rng, new),) for new in (False, True, False, True))]
 
 
 def _read(
@@ -100,6 +104,8 @@ READ = Exercise(
     why="A model's shape is ten numbers in a JSON file; all the course's arithmetic starts there.",
     signature="read(config) -> dict",
     cases=_configs,
+    keys=("num_hidden_layers", "first_k_dense_replace", "num_attention_heads", "n_routed_experts",
+          "num_experts_per_tok", "rope_theta", "rope_parameters"),
     reference=_read,
     wrong=(
         wrong("every_layer_has_experts", _reads(moe_layers=lambda layers, dense: layers),
@@ -120,6 +126,16 @@ READ = Exercise(
               """Sparsity is chosen over all here. K2's report defines it the other way round: 384
               experts, 8 chosen, sparsity 48.""",
               "Should a sparser model have a larger or a smaller sparsity?"),
+        wrong("sparsity_is_a_share", _reads(sparsity=lambda total, active: 1 - active / total),
+              """This is the share of the experts that do nothing for a token. Sparsity often means
+              that, but K2's report gives it as a ratio: 384 experts, 8 chosen, sparsity 48.""",
+              "Which number over which gives 48 for K2?"),
+        wrong("chosen_for_all",
+              (lambda config: _read(config) | {"experts": config["num_experts_per_tok"]},
+               _reads(experts=lambda config: config["num_experts_per_tok"])),
+              """`experts` holds the number of experts that a token is sent to. That is
+              experts_per_token; `experts` is how many routed experts there are in a layer.""",
+              "How many experts does a layer of K2 store, and how many of them see a token?"),
         wrong("sparsity_rounded",
               (_reads(sparsity=lambda total, active: total // active),
                _reads(sparsity=lambda total, active: round(total / active))),
@@ -156,6 +172,9 @@ def _count_expert(config: Config) -> int:
     return 3 * config["hidden_size"] * config["moe_intermediate_size"]
 
 
+_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_routed_experts",
+           "n_shared_experts", "num_experts_per_tok")
+
 COUNT_EXPERT = Exercise(
     id="config.count_expert",
     lesson="00",
@@ -166,6 +185,7 @@ COUNT_EXPERT = Exercise(
     signature="count_expert(config) -> int",
     formula=True,
     cases=_configs,
+    keys=_WIDTHS,
     reference=_count_expert,
     wrong=(
         wrong("two_matrices", lambda c: 2 * c["hidden_size"] * c["moe_intermediate_size"],
@@ -200,11 +220,15 @@ def _cache_numbers(config: Config) -> int:
 
 def _heads_do_not_matter(call: Any, args: Case, out: Any) -> str | None:
     config = args[0]
-    more = call(config | {"num_attention_heads": 2 * config["num_attention_heads"]})
+    heads = 2 * config["num_attention_heads"]
+    more = call(config | {"num_attention_heads": heads, "num_key_value_heads": heads})
     if more == out:
         return None
     return f"With twice the heads it gives {more} in place of {out}."
 
+
+_CACHED = ("num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
+           "qk_rope_head_dim", "v_head_dim")
 
 CACHE_NUMBERS = Exercise(
     id="config.cache_numbers",
@@ -216,6 +240,7 @@ CACHE_NUMBERS = Exercise(
     signature="cache_numbers(config) -> int",
     formula=True,
     cases=_configs,
+    keys=_CACHED,
     reference=_cache_numbers,
     invariants=(
         Invariant("the latent is shared by all heads, so their number does not matter.",
@@ -247,5 +272,23 @@ CACHE_NUMBERS = Exercise(
               """The latent is counted twice, once for keys and once for values. Both are made from
               the same one.""",
               "How many latents does kv_b_proj take as its input?"),
+        wrong("counted_twice", lambda c: 2 * _cache_numbers(c),
+              """Twice the number: bytes are counted, two a number, or the whole cache once for keys
+              and once for values. Asked for are numbers, and both are made from the same
+              latent.""",
+              "Does your 2 stand for bytes, or for keys and values, and does either belong here?"),
+        wrong("moe_layers_only",
+              lambda c: _cache_numbers(c | {"num_hidden_layers": c["num_hidden_layers"]
+                                            - c["first_k_dense_replace"]}),
+              """Only the layers with experts are counted. A dense layer has another feed-forward
+              block, but the same attention, and attention is what fills the cache.""",
+              "Which part of a layer reads the cache, and does layer 0 have it?"),
+        wrong("times_heads",
+              (lambda c: _cache_numbers(c) * c["num_attention_heads"],
+               lambda c: c["num_hidden_layers"] * (
+                   c["num_attention_heads"] * c["kv_lora_rank"] + c["qk_rope_head_dim"])),
+              """A latent is counted for every head. There is one a token and layer, and kv_b_proj
+              makes the keys and values of all heads from it.""",
+              "What in the figure of the latent was drawn once, and not once a head?"),
     ),
 )

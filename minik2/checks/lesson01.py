@@ -5,6 +5,7 @@ write them; the tests hold them against minik2.reference. Most wrong answers are
 one step changed, so a function takes the step as an argument.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -17,24 +18,41 @@ TITLE = "Attention and rotary positions"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def _softmax(scores: Array, axis: int = -1) -> Array:
-    weights = np.exp(scores - scores.max(axis, keepdims=True))
-    return weights / weights.sum(axis, keepdims=True)
+def _softmax(
+    scores: Array, axis: int = -1, *, largest: bool = True, max_kept: bool = True,
+    sum_kept: bool = True,
+) -> Array:
+    """Right as it stands; `largest`: subtract it first; `…_kept`: with keepdims."""
+    if largest:
+        scores = scores - scores.max(axis, keepdims=max_kept)
+    powers = np.exp(scores)
+    return powers / powers.sum(axis, keepdims=sum_kept)
 
 
 def _causal(
     q: Array, k: Array, v: Array, *, scale: float | None = None, last: int = 0,
-    hidden: float = -np.inf, axis: int = -1,
+    hidden: float = -np.inf, axis: int = -1, softmax: Any = _softmax,
 ) -> Array:
     """Right as it stands; `last`: how many tokens beyond itself a query sees."""
     scores = q @ k.T * (q.shape[-1] ** -0.5 if scale is None else scale)
     seen = np.tril(np.ones(scores.shape, bool), last)
-    return _softmax(np.where(seen, scores, hidden), axis) @ v
+    return softmax(np.where(seen, scores, hidden), axis) @ v
 
 
 def _mask_added_before(q: Array, k: Array, v: Array) -> Array:
     scores = q @ k.T * q.shape[-1] ** -0.5
     return _softmax(scores - 1e9 * np.triu(np.ones(scores.shape))) @ v
+
+
+def _mask_times_infinity(q: Array, k: Array, v: Array) -> Array:
+    scores = q @ k.T * q.shape[-1] ** -0.5
+    return _softmax(scores + (1 - np.tri(len(q))) * -np.inf) @ v
+
+
+def _exp_of_python(q: Array, k: Array, v: Array) -> Array:
+    powers = np.array([[math.exp(score) for score in row] for row in q @ k.T / len(k[0]) ** 0.5])
+    powers *= np.tri(len(q))
+    return powers @ v / powers.sum(-1, keepdims=True)
 
 
 def _mask_of_the_past(q: Array, k: Array, v: Array, itself: int) -> Array:
@@ -47,14 +65,21 @@ def _masked_late(q: Array, k: Array, v: Array) -> Array:
 
 
 def _attention_cases(rng: np.random.Generator) -> list[Case]:
-    """T, d and V differ, so that mixing two up shows; at the end they are equal, and do not."""
-    cases = []
+    """T, d and V differ, so that mixing two up shows; then they are equal, and do not.
+
+    The last case has scores near 720, and exp(720) is no float64. They are whole and half numbers
+    that float32 holds exactly, so that only what is done with them can be wrong.
+    """
+    cases: list[Case] = []
     for tokens in (int(rng.integers(4, 8)), int(rng.integers(8, 12)), 1):
         others = [n for n in range(3, 9) if n != tokens]
         size, width = (int(n) for n in rng.choice(others, 2, replace=False))
         cases.append(tuple(1.5 * rng.normal(size=(tokens, n)) for n in (size, size, width)))
     tokens = int(rng.integers(4, 8))
-    return [*cases, tuple(1.5 * rng.normal(size=(tokens, tokens)) for _ in range(3))]
+    cases.append(tuple(1.5 * rng.normal(size=(tokens, tokens)) for _ in range(3)))
+    q, k = (rng.integers(-1, 2, size=(3, 4)).astype(float) for _ in range(2))
+    q[:, 0] = k[:, 0] = 38
+    return [*cases, (q, k, rng.normal(size=(3, int(rng.integers(5, 9)))))]
 
 
 def _rows_sum_to_one(call: Any, args: Case, out: Array) -> str | None:
@@ -82,6 +107,11 @@ def _no_look_ahead(call: Any, args: Case, out: Array) -> str | None:
     return (f"Keys and values from token {middle} on were changed, and the output of token "
             f"{int(moved.argmax())} changed with them.")
 
+
+# Whatever else is wrong, the overflow is told first: it is all that such an answer shows.
+_OTHER_SLIPS: tuple[dict[str, Any], ...] = (
+    {}, {"last": 10**6}, {"last": -1}, {"last": 1}, {"scale": 1.0}, {"axis": 0}, {"hidden": 0.0},
+)
 
 CAUSAL = Exercise(
     id="attention.causal",
@@ -142,6 +172,33 @@ CAUSAL = Exercise(
               """Hidden scores are set to 0, or multiplied by 0, and exp(0) is 1: later tokens keep
               a good part of the weight.""",
               "Which number has an exponential of 0?"),
+        wrong("zero_times_infinity", _mask_times_infinity,
+              """The mask is multiplied by infinity. 0 · -inf is nan, not 0, so the scores that
+              should stay are spoiled too, and every number is nan. np.where(seen, scores, -np.inf)
+              never multiplies.""",
+              "Which scores does your mask multiply by 0, and what does that make of them?"),
+        wrong("scores_transposed", lambda q, k, v: _causal(k, q, v),
+              """The scores are k @ q.T: keys along the rows. Row m then holds what all queries
+              think of key m, and the mask and the softmax need what query m thinks of all
+              keys.""",
+              "In your matrix of scores, is it the row or the column that belongs to one query?"),
+        wrong("no_keepdims",
+              tuple(partial(_causal, softmax=partial(_softmax, max_kept=a, sum_kept=b))
+                    for a, b in ((False, True), (True, False), (False, False))),
+              """A maximum or a sum of the rows has shape (T,), and NumPy lays it along a row: key
+              n gets what belongs to query n. The matrix is square, so nothing fails.
+              keepdims=True makes the shape (T, 1).""",
+              "What is the shape of scores.max(axis=-1), and what does NumPy do with it in a "
+              "subtraction from (T, T)?"),
+        wrong("no_maximum",
+              (*(partial(_causal, softmax=partial(_softmax, largest=False), **more)
+                 for more in _OTHER_SLIPS),
+               partial(_causal, softmax=partial(_softmax, largest=False, sum_kept=False)),
+               _exp_of_python),
+              """The row's maximum is not subtracted before exp. With scores of some hundreds exp
+              overflows, and inf / inf is nan. K2's training lets scores grow to 100, and exp(89) is
+              too much for float32 already.""",
+              "What does softmax(scores - c) give for a number c, and which c keeps exp small?"),
     ),
 )
 
@@ -163,6 +220,14 @@ def _rotate(
     if halves_out:
         return np.concatenate([first, second], -1)
     return np.stack([first, second], -1).reshape(x.shape)
+
+
+def _rows_counted(x: Array, positions: Array, theta: float) -> Array:
+    return _rotate(x, np.arange(len(x)), theta)
+
+
+def _rows_counted_from_the_first(x: Array, positions: Array, theta: float) -> Array:
+    return _rotate(x, positions[0] + np.arange(len(x)), theta)
 
 
 def _rotate_cases(rng: np.random.Generator) -> list[Case]:
@@ -208,7 +273,7 @@ ROTATE = Exercise(
     title="Rotary positions, interleaved",
     difficulty=3,
     minutes=15,
-    why="This is how K2 knows the order of its tokens; there is nothing else that tells it.",
+    why="Apart from the little that the mask leaks, this is all that tells K2 its tokens' order.",
     signature="rotate(x, positions, theta) -> (T, R)",
     axes="T R",
     cases=_rotate_cases,
@@ -235,8 +300,9 @@ ROTATE = Exercise(
               members and then all second members.""",
               "Number 1 of the input belongs to pair 0: at which index must it come out?"),
         wrong("turns_backwards", partial(_rotate, sign=-1),
-              """The sine has the other sign, so every pair turns clockwise. Dot products come out
-              the same, which is why it is easily missed; the checkpoint's weights notice.""",
+              """The sine has the other sign, so every pair turns clockwise. Lengths stay, and
+              scores still depend on the difference of positions only, but with its sign reversed:
+              two back looks like two ahead. That is why it is easily missed.""",
               "Turn (1, 0) by a quarter: is it (0, 1) or (0, -1) that should come out?"),
         wrong("exponent_without_2", partial(_rotate, exponent=-1.0),
               """The frequencies are theta^(-i/R) for pair i. They must be theta^(-2i/R): the
@@ -248,11 +314,11 @@ ROTATE = Exercise(
         wrong("all_pairs_alike", partial(_rotate, exponent=0.0),
               """Every pair turns by the same angle: the frequency does not depend on the pair.""",
               "With a single frequency, which two positions could not be told apart?"),
-        wrong("positions_ignored",
-              lambda x, positions, theta: _rotate(x, np.arange(len(x)), theta),
-              """The rows are numbered 0, 1, 2, … and `positions` is not used. With a cache, the
-              one new token has row 0 and a position far from 0.""",
-              "What would your function do to a single token at position 100?"),
+        wrong("positions_ignored", (_rows_counted, _rows_counted_from_the_first),
+              """The rows are numbered one after the other, and `positions` is not used, or only its
+              first entry. With a cache, the one new token has row 0 and a position far from
+              0.""",
+              "What would your function do to two tokens at the positions 100 and 200?"),
         wrong("positions_from_one",
               lambda x, positions, theta: _rotate(x, np.asarray(positions) + 1, theta),
               """Every position is one too large. Dot products do not notice; a cache that was
@@ -359,6 +425,10 @@ def _not_turned(x: Array, positions: Array, theta: float) -> Array:
     return x
 
 
+_turned_back = partial(_rotate, sign=-1)
+_turned_fast = partial(_rotate, exponent=-1.0)
+
+
 def _no_output(x: Array, q_proj: Array, k_proj: Array, v_proj: Array, o_proj: Array,
                positions: Array, theta: float) -> Array:
     return _one_head(x, q_proj, k_proj, v_proj, np.eye(len(v_proj)), positions, theta)
@@ -371,7 +441,7 @@ def _head_cases(rng: np.random.Generator) -> list[Case]:
         tokens = int(rng.integers(4, 8))
         shapes = ((size, hidden), (size, hidden), (width, hidden), (hidden, width))
         weights = [rng.normal(size=shape) / 1.5 for shape in shapes]
-        positions = int(rng.integers(2, 20)) + np.arange(tokens)
+        positions = np.sort(rng.choice(range(2, 30), tokens, replace=False))
         theta = float(rng.integers(50, 20000))
         cases.append((rng.normal(size=(tokens, hidden)), *weights, positions, theta))
     return cases
@@ -411,6 +481,25 @@ ONE_HEAD = Exercise(
                   _shift_changes_nothing),
     ),
     wrong=(
+        wrong("positions_ignored",
+              tuple(partial(_one_head, turn_q=turn, turn_k=turn)
+                    for turn in (_rows_counted, _rows_counted_from_the_first)),
+              """The rows are numbered one after the other, and `positions` is not used, or only its
+              first entry. Whoever calls says where each token stands, and may leave gaps.""",
+              "With positions 3, 4 and 9, how many steps apart are the last two tokens?"),
+        wrong("queries_and_keys_swapped",
+              lambda x, q_proj, k_proj, *rest: _one_head(x, k_proj, q_proj, *rest),
+              """Queries and keys have changed places, in the projections or in the product: the
+              scores are transposed, so a row belongs to a key.""",
+              "For the output of token m, whose query and whose keys are multiplied?"),
+        wrong("turns_backwards", partial(_one_head, turn_q=_turned_back, turn_k=_turned_back),
+              """The sine has the other sign. Scores still depend on the difference of positions
+              only, but with its sign reversed: two back looks like two ahead.""",
+              "Turn (1, 0) by a quarter: is it (0, 1) or (0, -1) that should come out?"),
+        wrong("exponent_without_2", partial(_one_head, turn_q=_turned_fast, turn_k=_turned_fast),
+              """The frequencies are theta^(-i/R) for pair i. They must be theta^(-2i/R): the
+              exponent runs over the even indices and nearly reaches -1.""",
+              "What is the exponent of the last pair, i = R/2 - 1, and what should it be near?"),
         wrong("weights_not_transposed", _weights_as_they_are,
               """The product is x @ weight. A checkpoint stores weights as (out, in), so it must be
               x @ weight.T; only square weights let the slip pass without an error.""",

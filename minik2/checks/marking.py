@@ -13,10 +13,12 @@ from typing import Any
 from minik2.checks.exercise import Exercise, exercises
 from minik2.checks.ladder import climb
 from minik2.checks.notebooks import Cell, Notebook, NotebookError, check_call
-from minik2.checks.picture import TYPED
+from minik2.checks.picture import LEGEND
 from minik2.checks.sandbox import Borrowed, Sandbox, Stopped, clean
 
 ENGINE = re.compile(r"\bminik2\.(reference|pytorch|checks)\b|\bfrom\s+minik2(\.\w+)*\s+import\b")
+
+UNKNOWN = re.compile(r"NameError says: name '(\w+)' is not defined")
 
 # The outcomes, best first. "missing": there is no such function; "stopped": the process that ran
 # the cells was killed or ended before the answer could be checked; "unreadable": no notebook of
@@ -126,13 +128,22 @@ def _mark_one(
     if not sandbox.alive:
         outcome = "stopped"
     note = said if outcome != "passed" else ""
-    if "NameError" in result.seen:
-        note = "only set-up cells, answers and cells you added are run: define it in one of them"
+    if unknown := UNKNOWN.search(result.seen):
+        note = _where_to_define(clean(unknown[1]), notebook)
     message = "\n".join(map(clean, result.message.splitlines()[:LINES]))
     seen = result.picture
-    picture = f"{seen.text()}\n    {seen.caption} {TYPED}" if seen else ""
+    picture = f"{seen.text()}\n    {seen.caption} {LEGEND}" if seen else ""
     return Mark(exercise.id, outcome, message, result.rung, result.looks_like, result.seed, note,
                 picture)
+
+
+def _where_to_define(name: str, notebook: Notebook) -> str:
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    if any(cell.role == "lesson" and word.search(cell.source) for cell in notebook.cells):
+        return (f"`{name}` stands in a lesson cell, and those are not run here: copy what defines "
+                "it into your answer")
+    return ("only set-up cells, answers and cells you added are run: "
+            f"define `{name}` in one of them")
 
 
 def _where_it_went(exercise: Exercise, cell: Cell | None, sandbox: Sandbox) -> str:

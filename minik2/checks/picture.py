@@ -1,21 +1,19 @@
 """A small picture of an error: which numbers of the output are wrong, and by how much.
 
-Unusual here: it is drawn by hand as SVG (no plotting library to load), and it never speaks by
-colour alone: a right number is an empty cell, a wrong one is filled, more strongly when further
-off (which is darker on a light page and brighter on a dark one), and the first wrong one has a
-thick frame; in a terminal the same is a grid of characters.
+Unusual here: it is a grid of characters, in a terminal as in a notebook, where the cells are
+coloured as well, more strongly when further off (which is darker on a light page and brighter on a
+dark one). So it never speaks by colour alone. It is a table and no SVG because JupyterLab takes
+SVG out of a notebook that it does not trust, one that came by mail for example.
 """
 
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from minik2.checks.values import Difference
 
-ROWS, COLUMNS, CELL = 12, 32, 13
-DRAWN = "Empty = right, filled = wrong, stronger = further off, thick frame = the first."
-TYPED = "A dot = right, 1 to 9 = wrong, by little to most."
+ROWS, COLUMNS = 12, 32
+LEGEND = "A dot = right, 1 to 9 = wrong, by little to most."
 # Vermillion of the Okabe-Ito palette, which the colour-blind can tell from the rest.
 WRONG = "#d55e00"
 
@@ -49,21 +47,23 @@ class Picture:
         caption = f"Output {wrong.shape}{part}{names}."
         return cls(_strength(error[window], flat[window]), (row - top, column - left), caption)
 
-    def svg(self) -> str:
-        """An inline SVG; grey lines take the colour of the text around them."""
-        rows, columns = self.strength.shape
-        cells = []
-        for (i, j), strength in np.ndenumerate(self.strength):
-            opacity = 0.25 + strength / 12 if strength else 0
-            cells.append(
-                f'<rect x="{j * CELL + 1.5}" y="{i * CELL + 1.5}" width="{CELL}" height="{CELL}" '
-                f'fill="{WRONG}" fill-opacity="{opacity:.2f}" '
-                f'stroke="currentColor" stroke-opacity="0.35"/>')
-        i, j = self.first
-        cells.append(f'<rect x="{j * CELL + 1.5}" y="{i * CELL + 1.5}" width="{CELL}" '
-                     f'height="{CELL}" fill="none" stroke="currentColor" stroke-width="2.5"/>')
-        return (f'<svg role="img" aria-label="{escape(self.caption)}" '
-                f'width="{columns * CELL + 3}" height="{rows * CELL + 3}">{"".join(cells)}</svg>')
+    def table(self) -> str:
+        """The same characters as an HTML table; the first wrong number has a frame.
+
+        Every style that JupyterLab gives to tables and that would show is overruled cell by cell.
+        """
+        rows = []
+        for i, row in enumerate(self.strength.tolist()):
+            cells = "".join(self._cell(i, j, strength) for j, strength in enumerate(row))
+            rows.append(f'<tr style="background:none">{cells}</tr>')
+        return ('<table style="border-collapse:collapse;margin:6px 0;font-size:11px;'
+                f'line-height:1">{"".join(rows)}</table>')
+
+    def _cell(self, i: int, j: int, strength: int) -> str:
+        opacity = round(255 * (0.25 + strength / 12)) if strength else 0
+        frame = "outline:2px solid;" if (i, j) == self.first else ""
+        return ('<td style="width:1.2em;padding:2px 0;text-align:center;border:1px solid #88888866;'
+                f'background:{WRONG}{opacity:02x};{frame}">{strength or "."}</td>')
 
     def text(self) -> str:
         """The same in characters: `.` is right, 1 to 9 is wrong by little to most."""

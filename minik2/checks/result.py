@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from minik2.checks.picture import DRAWN, TYPED, Picture
+from minik2.checks.picture import LEGEND, Picture
 
 RUNGS = {1: "it ran", 2: "shape and type", 3: "what must hold", 4: "the values"}
 # Okabe and Ito's palette; every colour comes with a word and a sign.
@@ -92,7 +92,7 @@ class Result:
         _, sign = LOOKS[self.state]
         lines = [f"{sign} {self.headline}"] + [f"  {text}" for _, text in self._paragraphs()]
         if self.picture:
-            lines += [self.picture.text(), f"    {self.picture.caption} {TYPED}"]
+            lines += [self.picture.text(), f"    {self.picture.caption} {LEGEND}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -102,8 +102,8 @@ class Result:
         body = "".join(f'<div style="margin-top:4px;{styles[kind]}">{escape(text)}</div>'
                        for kind, text in self._paragraphs())
         if self.picture:
-            body += (f'<div style="margin-top:6px">{self.picture.svg()}</div>'
-                     f'<div style="{styles["quiet"]}">{escape(self.picture.caption)} {DRAWN}</div>')
+            caption = escape(f"{self.picture.caption} {LEGEND}")
+            body += f'{self.picture.table()}<div style="{styles["quiet"]}">{caption}</div>'
         # No text colour of its own, and a thin tint: it reads on light and on dark pages.
         return (f'<div style="border-left:5px solid {colour};background:{colour}1a;'
                 f'padding:6px 12px;max-width:76ch;line-height:1.4">'

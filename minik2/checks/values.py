@@ -117,6 +117,10 @@ def _fit_dict(expected: dict[str, Any], got: Any, where: str) -> dict[str, Any]:
 
 def _fit_array(expected: np.ndarray, got: Any, where: str) -> np.ndarray:
     came = says(got)
+    if isinstance(got, tuple) and any(
+            isinstance(item, np.ndarray) and item.ndim >= expected.ndim for item in got):
+        raise Misfit(f"Expected {where} to be an array of shape {expected.shape}; came {came}; "
+                     "return the output alone.")
     if isinstance(got, (bool, int, float, list, tuple)):
         try:
             got = np.array(got)

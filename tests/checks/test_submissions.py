@@ -244,7 +244,12 @@ CLASS = {
     "uses_a_cell_that_is_not_run": Pupil(
         [*worksheet(answers(count_expert="def count_expert(config):\n    return helper(config)")),
          code("helper = lambda config: 0", "lesson")],
-        one_bad(COUNT, "failed"), note="only set-up cells, answers and cells you added are run"),
+        one_bad(COUNT, "failed"), note="`helper` stands in a lesson cell, and those are not run "
+                                       "here: copy what defines it into your answer"),
+    "uses_a_name_that_is_nowhere": Pupil(
+        worksheet(answers(count_expert="def count_expert(config):\n    return helper(config)")),
+        one_bad(COUNT, "failed"), note="only set-up cells, answers and cells you added are run: "
+                                       "define `helper` in one of them"),
     "magics_and_display": Pupil(
         with_cell("%matplotlib inline\nif True:\n    !ls\ndisplay('shown')\nn = 3",
                   count_expert=RIGHT[COUNT].replace("3 *", "n *")), PASSED),

@@ -91,7 +91,7 @@ def causal_loops(q, k, v):
     for m in range(len(q)):
         scores = [sum(a * b for a, b in zip(q[m], k[n], strict=True)) / math.sqrt(len(q[m]))
                   for n in range(m + 1)]
-        powers = [math.exp(s) for s in scores]
+        powers = [math.exp(s - max(scores)) for s in scores]
         for n in reversed(range(m + 1)):
             y[m] += powers[n] / math.fsum(powers) * v[n]
     return y
@@ -133,9 +133,10 @@ def causal_one_pass(q, k, v):
 def causal_numba(q, k, v):
     y = np.zeros((q.shape[0], v.shape[1]))
     for m in range(q.shape[0]):
-        powers = np.empty(m + 1)
+        scores = np.empty(m + 1)
         for n in range(m + 1):
-            powers[n] = np.exp(np.sum(q[m] * k[n]) / np.sqrt(q.shape[1]))
+            scores[n] = np.sum(q[m] * k[n]) / np.sqrt(q.shape[1])
+        powers = np.exp(scores - scores.max())
         for n in range(m + 1):
             y[m] += powers[n] / powers.sum() * v[n]
     return y

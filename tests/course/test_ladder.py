@@ -22,7 +22,7 @@ import torch
 from minik2.checks import check, find
 from minik2.checks.exercise import Exercise, Invariant, wrong
 from minik2.checks.ladder import climb
-from minik2.checks.picture import COLUMNS, DRAWN, ROWS, TYPED, Picture
+from minik2.checks.picture import COLUMNS, LEGEND, ROWS, Picture
 from minik2.checks.subject import Local, OutOfTime, is_stub, run_limited
 from minik2.checks.values import compare, fit
 
@@ -294,6 +294,28 @@ def test_an_error_in_some_cases_belongs_to_the_picture_of_a_mistake():
     assert (result.rung, result.looks_like) == (1, "known")
 
 
+@pytest.mark.parametrize(("theta", "looks_like"), [
+    (lambda config: config["rope_theta"], "old_rope_key_only"),
+    (lambda config: config["rope_parameters"]["rope_theta"], "new_rope_key_only"),
+    (lambda config: config["rope_scaling"]["rope_theta"], None),
+    (lambda config: config["theta"], None),
+])
+def test_a_key_that_is_missing_where_a_mistake_misses_it_names_the_mistake(theta, looks_like):
+    """Also where the other numbers are wrong in a way that the mistake does not explain."""
+    result = check("config.read", lambda config: RIGHT["config.read"](config) | {
+        "moe_layers": config["num_hidden_layers"], "rope_theta": theta(config)})
+    assert (result.rung, result.looks_like) == (1, looks_like), result.message
+    assert "KeyError" in result.seen
+
+
+def test_a_key_that_is_missing_everywhere_is_no_sign():
+    def mistake(x):
+        raise KeyError("a")
+
+    known = (wrong("known", mistake, "It is so.", "Is it?"),)
+    assert outcome(small(wrong=known), lambda x: mistake(x)).looks_like is None
+
+
 def test_a_learners_strict_numpy_settings_do_not_reach_the_right_answer():
     with np.errstate(all="raise"):
         q = check("attention.causal", lambda q, k, v: v)
@@ -380,7 +402,8 @@ def test_an_exercise_without_cases_is_a_failure_and_no_pass():
 
 @pytest.mark.parametrize("id", ["rope.rotat", "rotate", "ROPE.ROTATE", "", None, 3, ["rope"]])
 def test_an_unknown_id_is_a_sentence(id):
-    with pytest.raises(ValueError, match=r"There is no exercise .*; .*rope\.rotate"):
+    with pytest.raises(ValueError, match=r"There is no exercise .*; (the exercises are "
+                                         r".*rope\.rotate.*\.|did you mean .*rope\.rotate.*\?)$"):
         check(id, RIGHT["rope.rotate"])
 
 
@@ -404,11 +427,13 @@ def test_a_strange_seed_is_a_sentence(seed):
     (lambda x: "words", "came str 'words'"),
     (lambda x: {"y": 2 * x}, "came a dict of length 1"),
     (lambda x: [2 * x, [1]], "rows differ in length"),
+    (lambda x: (2 * x, np.ones((1, 1))), "came a tuple of length 2; return the output alone"),
+    (lambda x: (2 * x, x), "came a tuple of length 2; return the output alone"),
     (lambda x: [[None] * 3] * len(x), "a list of length 1 that does not hold numbers alone"),
     (lambda x: (n for n in x), "an object of type generator"),
     (lambda x: object(), "an object of type object"),
     (lambda x: np.array([["a"] * 3] * len(x)), "an object of type array of <U1"),
-], ids=range(15))
+], ids=range(17))
 def test_a_wrong_shape_or_type_says_what_came_and_what_was_expected(function, said):
     cases = [(np.ones((1, 3)),), (np.ones((2, 3)),)]
     result = outcome(small(cases=lambda rng: cases), function)
@@ -445,7 +470,18 @@ def test_structures_are_walked_to_the_entry_that_differs(function, rung, said):
     result = check("config.read", function)
     assert (result.state, result.rung) == ("not yet", rung), result.message
     assert re.search(said, result.seen), result.seen
-    assert result.shapes.startswith("config {model_type ")
+    assert result.shapes.startswith("config {num_hidden_layers 61, ")
+
+
+def test_of_a_large_dict_a_message_shows_the_keys_in_question():
+    function = entry("rope_theta", lambda theta: theta + 1000)
+    result = check("config.read", lambda config: function(config) if "rope_parameters" in config
+                   else RIGHT["config.read"](config))
+    assert re.fullmatch(
+        r"config \{num_hidden_layers \d+, num_attention_heads \d+, first_k_dense_replace \d+, "
+        r"n_routed_experts \d+, num_experts_per_tok \d+, "
+        r"rope_parameters \{rope_theta \d+\.0, …\}, …\}", result.shapes), result.shapes
+    assert len(result.message) < 500
 
 
 def test_tuples_and_lists_are_structures_too():
@@ -543,7 +579,7 @@ def test_the_first_index_that_differs_is_named_with_its_axes():
     exercise = small(cases=lambda rng: [(np.ones((4, 3)),)])
     result = outcome(exercise, function)
     assert (result.state, result.rung) == ("not yet", 4)
-    assert result.seen == ("At [1, 2] (T D) it gave 2.5, expected 2. 3 of 12 numbers differ.")
+    assert result.seen == "At [T=1, D=2] it gave 2.5, expected 2. 3 of 12 numbers differ."
     assert result.picture.first == (1, 2)
     assert np.array_equal(result.picture.strength > 0, function(np.ones((4, 3))) != 2)
 
@@ -676,14 +712,30 @@ def test_nothing_is_said_by_colour_alone(name):
     for line in result.message.splitlines():
         assert line in words and line in repr(result)
     if result.picture:
-        # Right and wrong cells differ by being filled, and the first by its frame.
-        svg = result.picture.svg()
-        assert 'fill-opacity="0.00"' in svg and 'stroke-width="2.5"' in svg
-        filled = [float(x) for x in re.findall(r'fill-opacity="([\d.]+)"', svg) if float(x)]
-        assert filled and min(filled) > 0.3
-        assert f"{result.picture.caption} {DRAWN}" in words
-        assert f"{result.picture.caption} {TYPED}" in repr(result)
-        assert result.picture.text() in repr(result)
+        # Each cell of the box holds the character that the terminal has.
+        typed = result.picture.text()
+        table = Text(result.picture.table())
+        assert table.tags == {"table", "tr", "td"}
+        assert table.words == typed.split() and typed in repr(result)
+        assert set(typed.split()) - {"."}, "something is wrong, and filled"
+        assert result.picture.table().count("outline:2px solid") == 1, "the first has a frame"
+        for told in (words, repr(result)):
+            assert f"{result.picture.caption} {LEGEND}" in told
+
+
+# What JupyterLab leaves of the HTML in a notebook that it does not trust (its sanitizer's lists).
+KEPT = {"div", "span", "table", "tr", "td"}
+KEPT_STYLES = {"border", "border-left", "border-collapse", "background", "padding", "margin",
+               "margin-top", "max-width", "line-height", "opacity", "font-size", "font-style",
+               "font-weight", "font-family", "width", "height", "text-align", "outline"}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_untrusted_notebook_still_shows_the_whole_box(name):
+    html = check("attention.causal", ANSWERS[name])._repr_html_()
+    assert Text(html).tags <= KEPT
+    styles = [s for style in re.findall(r'style="([^"]*)"', html) for s in style.split(";") if s]
+    assert {s.partition(":")[0] for s in styles} <= KEPT_STYLES
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -128,7 +128,7 @@ def test_wrong_answers_in_a_notebook_are_told_what_is_wrong(tmp_path):
     assert "✗ attention.causal: not yet (rung 4 of 4: the values)" in causal
     assert "This looks like “no_scale”" in causal
     html = made["attention-causal-check"][-1].data["text/html"]
-    assert "<svg" in html and "no_scale" in html
+    assert "<table" in html and "no_scale" in html
     rotate = text("rope-rotate-check")
     assert re.search(r"still running after 5 s, so it was stopped at line [23] of your code: "
                      r"`(while True:|pass)`", rotate), rotate
