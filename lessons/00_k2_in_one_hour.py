@@ -19,7 +19,7 @@
 # Nothing here needs theory. Each part gets its lesson later; today you
 # see it work.
 
-# %%
+# %% role="setup"
 import numpy as np
 
 from minik2.checks import check
@@ -28,9 +28,7 @@ np.set_printoptions(precision=3, suppress=True)
 
 # %%
 import copy
-import importlib.resources
 import inspect
-import json
 import os
 import platform
 import sys
@@ -71,8 +69,8 @@ device = "cpu" if gpu == "none" else "cuda"
 # %% [markdown]
 # ## What you have, and what you will add
 #
-# This is the whole of K2, on one page. You will meet this drawing in
-# every lesson, with the part of the day in colour. Today it is all of it.
+# This is K2 on one page. You will meet this drawing in every lesson, with
+# the part of the day in colour. Today it is all of it.
 
 # %%
 model_map(["all"], "Kimi K2: everything in this drawing is in this course")
@@ -83,7 +81,8 @@ model_map(["all"], "Kimi K2: everything in this drawing is in this course")
 # which token may come next. Below, from right to left, is how it is
 # trained. Blue is the *latent*, the small vector from which K2 makes its
 # keys and values, and orange is what carries *positions*. These two
-# colours mean the same in every figure of the course.
+# colours mean the same in every figure of the course. Not drawn: the
+# norms, and that each half of a layer adds its result to its input.
 
 # %% [markdown]
 # ## 1. Something to read
@@ -275,8 +274,8 @@ print(f"the rest:               {after[~letter].mean():.1f} nats")
 
 # %% [markdown]
 # How a word goes on is easier to say than which word comes. Predicting
-# that well takes knowledge of what the code does, and there the trillion
-# parameters go.
+# that well takes knowledge of what the code does, and that is what more
+# parameters are for.
 
 # %% [markdown]
 # ## 5. Open it
@@ -350,6 +349,9 @@ for name, array in weights.items():
 #
 # Outside the layers: `model.embed_tokens`, `model.norm`, `lm_head`.
 #
+# Every norm is an *RMSNorm*: it divides a vector by the root of its mean
+# square, and multiplies each number by a weight of its own.
+#
 # **The alphabet of axes**, in every shape of the course: B batch,
 # T tokens, S cached tokens, D hidden, H heads, E experts, K chosen
 # experts, C latent, R rotary, N nope (the part of a head without
@@ -375,13 +377,17 @@ signs += " \n.,:;()[]{}=+-*/<>'\"#_@"
 plots.embedding(signs, table[encode(signs)])
 
 # %% [markdown]
+# Which row is nearest is measured in all 128 dimensions. The drawing has
+# room for two of them: what stands side by side in it may be far apart.
+
+# %% [markdown]
 # ### Attention: a small note on every token
 #
 # Attention lets a token look at earlier ones, through *keys* and
-# *values*. Other models keep keys and values of every head. K2 squeezes
-# them through a **latent**, and keeps that, with one small key that
-# carries the position. This is all that a layer of yours remembers of
-# the first 24 bytes:
+# *values*. Plain attention keeps keys and values for every head; some
+# models share them among a few. K2 squeezes them through a **latent**,
+# and keeps that, with one small key that carries the position. This is
+# all that a layer of yours remembers of the first 24 bytes:
 
 # %%
 kept = saved[1]["self_attn"]
@@ -417,8 +423,8 @@ plots.attention(text[:40], heads[place][:40, :40], *place)
 # After attention comes a layer's second half. In layer 0 it is one wide
 # block, the same for all tokens. In the others it is 16 narrow ones, the
 # *experts*, of which a **router** picks 4 for every token; one more, the
-# shared expert, sees them all. Here it is by hand, for one token, in
-# full:
+# shared expert, works on every token. Here it is by hand, for one token,
+# in full:
 
 # %%
 prefix = "model.layers.1.mlp."
@@ -452,17 +458,25 @@ assert np.abs(y - theirs).max() < 1e-9 * np.abs(theirs).max()
 # (The correction bias is left out: nobody has moved it from 0 yet.)
 #
 # Which experts does each byte of the text go to? And is it the byte that
-# decides? For the second question we compare all pairs of tokens in 2,048
-# bytes of held-out files.
+# decides? For the second question we compare the tokens of 2,048 bytes of
+# held-out files, two by two: how many of their experts do they share?
+# Every byte value counts once, however often it occurs; otherwise this
+# would be about the blank alone, which makes up most pairs of equal bytes.
 
 # %%
 experts = np.eye(cfg.n_routed_experts)
 _, others = by_hand.forward(held_out_text[::4])
 choice = experts[others[1]["mlp"]["router"]["indices"]].sum(axis=1)
-common = choice @ choice.T / cfg.num_experts_per_tok
-byte = held_out_text[::4].ravel()
-same = byte[:, None] == byte
-same_share, other_share = common[same].mean(), common[~same].mean()
+kinds, kind = np.unique(held_out_text[::4], return_inverse=True)
+copies = np.eye(len(kinds))[kind.ravel()]  # (tokens, byte values)
+count = copies.sum(axis=0)
+total = copies.T @ choice  # how often each byte value chose each expert
+common = total @ total.T / cfg.num_experts_per_tok
+again = count > 1  # a token is no pair with itself
+same_share = ((common.diagonal() - count)[again]
+              / (count * (count - 1))[again]).mean()
+other_share = (common / np.outer(count, count))[
+    ~np.eye(len(kinds), dtype=bool)].mean()
 
 routed = saved[1]["mlp"]["router"]
 grid = np.einsum("tk,tke->te", routed["weights"],
@@ -477,28 +491,35 @@ print(f"the busiest:  {load.max():.0%}")
 print(f"the idlest:   {load.min():.0%}")
 
 # %% [markdown]
-# That is not fair to the idle ones, which do not learn, and in a big model
-# not to the machines that hold the busy ones. K2 balances the load with
-# the correction bias, after every step. Lesson 06 does that, and causes
-# the collapse that it prevents.
+# That was layer 1. It is not fair to the idle experts, which do not learn,
+# and in a big model not to the machines that hold the busy ones.
+# DeepSeek-V3, whose router K2 takes over, moves a correction bias after
+# every step; K2's checkpoint has such a bias. (How K2 moved it is not
+# published.) Lesson 06 does that, and shows the collapse without it.
 
 # %% [markdown]
 # ## 6. From yours to K2
 #
 # A model of this family is described by one file, `config.json`. This is
-# what K2's says about its shape:
+# what K2's says about its shape. (In answers you may use NumPy, this
+# `config` to try them on, and your other answers: `minik2 check` runs
+# this cell and the first, and none of the lesson's others.)
 
-# %%
+# %% role="setup"
+import importlib.resources
+import json
+
 presets = importlib.resources.files("minik2") / "presets"
 config = json.loads((presets / "kimi-k2.json").read_text())
 for key in list(config)[1:]:
     print(f"{key:>28} {config[key]}")
 
 # %% [markdown] exercise="config.read"
-# Read a config like the one above. Return a dict with these seven:
-# `layers`; `moe_layers`, the number of layers that have experts; `heads`;
-# `experts`, how many a layer routes to; `experts_per_token`; `sparsity`,
-# the ratio that K2's report calls so, experts over chosen experts; and
+# Read a config such as K2's, which is printed above. Return a dict with
+# these seven: `layers`; `moe_layers`, the number of layers that have
+# experts; `heads`; `experts`, the number of routed experts in a layer;
+# `experts_per_token`, how many of them a token goes to; `sparsity`, the
+# ratio that K2's report calls so, experts over chosen experts; and
 # `rope_theta`.
 #
 # The first `first_k_dense_replace` layers have no experts. Files that are
@@ -528,9 +549,9 @@ def read(config: dict) -> dict:
     }
 
 # %% [markdown] hints="config.read"
-# Five of the seven are in the list above under their own keys, or one
-# subtraction or division away. Start with those, run the check, and see
-# what it says.
+# Four of the seven stand in the file under keys of their own. Two more
+# are a subtraction and a division away. Start with those, run the check,
+# and see what it says.
 #
 # ---
 #
@@ -547,13 +568,10 @@ def read(config: dict) -> dict:
 #
 # A subtraction, a division, and one look in two places.
 
-# %% [markdown]
-# And an expert? You wrote down its three matrices above: `gate_proj` and
-# `up_proj` lead from the model's width to the expert's, `down_proj` leads
-# back.
-
 # %% [markdown] exercise="config.count_expert"
-# How many parameters has one routed expert?
+# And an expert? It is three matrices: `gate_proj` and `up_proj` lead from
+# the model's width to the expert's, `down_proj` leads back. How many
+# parameters has one routed expert?
 
 # %% exercise="config.count_expert"
 def count_expert(config: dict) -> int:
@@ -565,8 +583,9 @@ def count_expert(config: dict) -> int:
     return 3 * matrix
 
 # %% [markdown] hints="config.count_expert"
-# A matrix of `a` rows and `b` columns has `a * b` parameters. Find the
-# shapes of the three in the list of layer 1's tensors.
+# A matrix of `a` rows and `b` columns has `a * b` parameters. The lesson
+# lists the tensors of its model's layer 1: what are the shapes of the
+# three there?
 #
 # ---
 #
@@ -598,16 +617,20 @@ assert counts["Kimi K2"].total == sum(
     np.prod(shape, dtype=np.int64) for _, shape in k2.tensors())
 
 # %% [markdown]
-# The last line adds up the shapes of all tensors, one by one, and agrees
-# to the last digit. (K2's report says 1.04 trillion. The released file
-# holds 1.026; what makes the difference is not stated.)
+# The assert adds up the shapes of all tensors, one by one, and agrees to
+# the last digit. (K2's report says 1.04 trillion. The released file holds
+# 1.026; what makes the difference is not stated.) `active` is what one
+# token meets, 32.86 billion with the whole embedding and the head counted
+# in. The report says 32.6; its way of counting is not published.
+#
+# Yours has 1,689,200 in all, 48 more than the numbers to train: 3 layers
+# of 16 correction biases, which no gradient trains.
 
 # %% [markdown] exercise="config.cache_numbers"
-# One more number is worth knowing by heart. While K2 writes, it keeps for
-# every token of the conversation what you saw in the figure of the
-# latent, in every layer: the latent (`kv_lora_rank` numbers) and the one
-# rotary key (`qk_rope_head_dim`). How many numbers does one token leave
-# in this cache, over all layers?
+# One more number is worth knowing by heart. While K2 writes, it keeps
+# something of every token of the conversation, in every layer: the latent
+# (`kv_lora_rank` numbers) and the one rotary key (`qk_rope_head_dim`).
+# How many numbers does one token leave in this cache, over all layers?
 
 # %% exercise="config.cache_numbers"
 def cache_numbers(config: dict) -> int:
@@ -619,8 +642,8 @@ def cache_numbers(config: dict) -> int:
     return config["num_hidden_layers"] * kept
 
 # %% [markdown] hints="config.cache_numbers"
-# Look at the figure of the latent again. What are its two parts, and how
-# wide are they in K2?
+# The lesson has a figure of what a layer keeps. What are its two parts,
+# and how wide are they in K2?
 #
 # ---
 #

@@ -13,7 +13,7 @@
 # - run one attention head from input to output, three ways, and see the
 #   three agree to rounding.
 
-# %%
+# %% role="setup"
 import numpy as np
 
 from minik2.checks import check
@@ -43,6 +43,11 @@ def error(a, b):
 # From lesson 00 you have the finished model, as a black box that works.
 # Today you open two of its boxes: how a token looks at earlier tokens,
 # and how it knows where they stand.
+#
+# In answers you may use NumPy, your other answers, and what section 1 to
+# 3 define for it: `softmax`, `attend`, `causal_slow`, `rotate_slow`.
+# `minik2 check` runs these and none of the lesson's other cells. If you
+# would rather have PyTorch, import it in the answer.
 
 # %%
 model_map(["attention", "rope"], "Today: attention, and positions")
@@ -55,18 +60,23 @@ model_map(["attention", "rope"], "Today: attention, and positions")
 # the token's content (its *value* $v$) is taken in:
 #
 # $$y_m = \sum_n w_{mn}\, v_n, \qquad
-#   w_{m\cdot} = \mathrm{softmax}\!\left(\frac{q_m \cdot k_n}{\sqrt d}
-#   \right)_n$$
+#   w_{mn} = \mathrm{softmax}_n\!\left(\frac{q_m \cdot k_n}{\sqrt d}
+#   \right)$$
+#
+# with $d$ the length of $q$. The dot product of $d$ independent numbers
+# of variance 1 with another $d$ has the variance $d$; dividing by
+# $\sqrt d$ brings it back to 1, and keeps long vectors from putting all
+# the weight on one token.
 #
 # The smallest case: three words, four numbers each, and to begin with
 # query, key and value are all the word's own vector.
 
 # %%
 words = ["dog", "bites", "man"]
-x = rng.normal(size=(3, 4))
-print(x)
+sentence = rng.normal(size=(3, 4))
+print(sentence)
 
-# %%
+# %% role="setup"
 def softmax(scores):
     """Rows of positive numbers that sum to 1."""
     powers = np.exp(scores - scores.max(-1, keepdims=True))
@@ -78,9 +88,9 @@ def attend(q, k, v):
     weights = softmax(q @ k.T / np.sqrt(q.shape[-1]))
     return weights @ v, weights
 
-
-y, weights = attend(x, x, x)
-print("scores\n", x @ x.T / 2)
+# %%
+y, weights = attend(sentence, sentence, sentence)
+print("scores\n", sentence @ sentence.T / np.sqrt(4))
 print("weights\n", weights)
 
 # %% [markdown]
@@ -91,16 +101,18 @@ print("weights\n", weights)
 
 # %%
 shuffle = [2, 1, 0]
-y_shuffled, weights_shuffled = attend(*[x[shuffle]] * 3)
+y_shuffled, weights_shuffled = attend(*[sentence[shuffle]] * 3)
 plots.order(words, weights, weights_shuffled, shuffle)
 
 # %% [markdown]
-# "bites" gives *dog* and *man* the same weights in both sentences. Its
-# output is the same vector, so whatever comes after cannot know who bit
-# whom. In matrices: with a permutation $P$, the scores become
-# $P S P^\top$; softmax works row by row and does not mind; and
-# $(P W P^\top)(P v) = P (W v)$. Shuffling the input shuffles the output
-# and does nothing else.
+# "bites" gives *dog* 0.19 and *man* 0.32 in both sentences. Its output
+# is the same vector, so whatever comes after cannot know who bit whom.
+#
+# In matrices: let $S$ be the scores, $W$ the weights, and $P$ a
+# permutation. The scores become $P S P^\top$; softmax works row by row
+# and does not mind; and $(P W P^\top)(P v) = P (W v)$, since
+# $P^\top P = 1$. Shuffling the input shuffles the output and does nothing
+# else.
 
 # %%
 print("error:", error(y_shuffled, y[shuffle]))
@@ -124,7 +136,7 @@ plots.causal_mask(scores, masked, softmax(masked))
 # This is the definition, with loops and without haste. Read it once: the
 # exercise asks for the same numbers without a loop.
 
-# %%
+# %% role="setup"
 def causal_slow(q, k, v):
     """Causal attention, spelled out. q, k: (T, d), v: (T, V)."""
     y = np.zeros((len(q), v.shape[1]))
@@ -136,7 +148,8 @@ def causal_slow(q, k, v):
     return y
 
 # %% [markdown] exercise="attention.causal"
-# Write `causal_slow` without a Python loop over tokens.
+# Write `causal_slow` without a Python loop over tokens. (The check does
+# not look for loops.)
 
 # %% exercise="attention.causal"
 def causal(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -192,15 +205,16 @@ assert max(error(slow, ours[0, :, 0]), error(slow, theirs[0, 0])) < 1e-12
 
 # %% [markdown]
 # The mask already leaks a little about order: the first token sees one
-# token, the second two. But *which* of the earlier tokens came first,
-# it does not say.
+# token, the second two. But within one layer, *which* of the earlier
+# tokens came first it does not say.
 
 # %% [markdown]
 # ## 3. Positions as rotation
 #
 # Rotary positions (RoPE) take the numbers of a query or key in pairs and
 # turn every pair, as a clock hand, by an angle that grows with the
-# token's position. Pair $i$ of $R/2$ has its own speed:
+# token's position. With $R$ the number of rotary numbers there are $R/2$
+# pairs, and pair $i$ has its own speed:
 #
 # $$\begin{pmatrix} a' \\ b' \end{pmatrix} =
 # \begin{pmatrix} \cos m\omega_i & -\sin m\omega_i \\
@@ -223,7 +237,7 @@ for m in range(4):
 # *neighbours*: (0, 1), (2, 3), and so on. That is how DeepSeek's and
 # K2's checkpoints store them.
 
-# %%
+# %% role="setup"
 def rotate_slow(x, positions, theta):
     """Rotary positions, spelled out. x: (T, R), positions: (T,)."""
     y = np.zeros_like(x)
@@ -236,7 +250,7 @@ def rotate_slow(x, positions, theta):
             y[t, 2 * i + 1] = a * np.sin(angle) + b * np.cos(angle)
     return y
 
-
+# %%
 same = np.tile([1.0, 0.0], (7, 4))  # the same vector at 7 positions
 turned = rotate_slow(same, np.arange(7), 10_000)
 print(turned)
@@ -318,16 +332,16 @@ print("loops - complex torch:", error(slow, theirs))
 assert max(error(slow, ours), error(slow, theirs)) < 1e-12
 
 # %% [markdown]
-# ## 4. Scores depend on the distance only
+# ## 4. Scores depend on the difference of positions only
 #
-# Let $R_m$ be the whole rotation at position $m$. Turning back is
+# Let $\Omega_m$ be the whole rotation at position $m$. Turning back is
 # transposing, and angles add up. So, in two lines,
 #
-# $$(R_m q) \cdot (R_n k) = q^\top R_m^\top R_n\, k
-#   = q^\top R_{n-m}\, k,$$
+# $$(\Omega_m q) \cdot (\Omega_n k) = q^\top \Omega_m^\top \Omega_n\, k
+#   = q^\top \Omega_{n-m}\, k,$$
 #
-# and $m$ and $n$ are gone: only $n-m$ is left. Absolute positions went
-# in, a relative one came out.
+# and $m$ and $n$ are gone: only $n-m$ is left, its sign included.
+# Absolute positions went in, a relative one came out.
 #
 # On tensors: one query and one key, each put at 24 positions.
 
@@ -358,10 +372,9 @@ assert spread < 1e-12 and error(shifted, scores) < 1e-9
 # engine computes angles in float64 whatever the model's dtype is.)
 #
 # And the dog? Turn queries and keys by their places in the sentence, and
-# the same shuffle is felt.
+# the same shuffle of the same vectors is felt.
 
 # %%
-x = rng.normal(size=(3, 4))
 places = np.arange(3)
 
 
@@ -370,15 +383,19 @@ def with_positions(x):
     return attend(turned, turned, x)
 
 
-y, weights = with_positions(x)
-y_shuffled, weights_shuffled = with_positions(x[shuffle])
+y, weights = with_positions(sentence)
+y_shuffled, weights_shuffled = with_positions(sentence[shuffle])
 print("change of what 'bites' takes in:", error(y_shuffled[1], y[1]))
 assert error(y_shuffled[1], y[1]) > 1e-3
 plots.order(words, weights, weights_shuffled, shuffle)
 
 # %% [markdown]
+# To "bites", dog and man are both one word away. It is the sign of the
+# difference that tells the one before from the one after. Apart from the
+# little that the mask leaks, this is all that tells K2 the order.
+#
 # Values are not turned. A token should pass on the same content wherever
-# it stands; only *how much* of it is taken in depends on the distance.
+# it stands; only *how much* of it is taken in depends on the positions.
 
 # %% [markdown]
 # ## 5. Two layouts, one permutation apart
@@ -392,7 +409,9 @@ plots.order(words, weights, weights_shuffled, shuffle)
 plots.layouts(reference.rope.to_halves(8))
 
 # %% [markdown] exercise="rope.to_halves"
-# Write the permutation of the figure: the index array `p` for which
+# Interleaved, numbers $2i$ and $2i+1$ are a pair; in the halves layout
+# numbers $i$ and $i+R/2$ are. Write the permutation that leads from the
+# first to the second (the lesson draws it): the index array `p` for which
 # `interleaved[..., p]` is the same vector in the halves layout.
 
 # %% exercise="rope.to_halves"
@@ -406,7 +425,8 @@ def to_halves(size: int) -> np.ndarray:
 
 # %% [markdown] hints="rope.to_halves"
 # `p[j]` answers: which number of the interleaved vector goes to place
-# `j` of the halves vector? Read the lower row of the figure.
+# `j` of the halves vector? Write it down for R = 4; the lower row of the
+# lesson's figure is that for R = 8.
 #
 # ---
 #
@@ -461,11 +481,15 @@ right = rotate_slow(q, positions, 10_000) @ (
     rotate_slow(k, positions, 10_000).T)
 both = rotate_halves(torch.tensor(q[:, p]), positions, 10_000) @ (
     rotate_halves(torch.tensor(k[:, p]), positions, 10_000).T)
-mixed = rotate_halves(torch.tensor(q), positions, 10_000) @ (
+one = rotate_halves(torch.tensor(q[:, p]), positions, 10_000) @ (
     rotate_halves(torch.tensor(k), positions, 10_000).T)
-print("both permuted:        ", error(both, right))
-print("weights not permuted: ", error(mixed, right))
-assert error(both, right) < 1e-12 < 0.1 < error(mixed, right)
+none = rotate_halves(torch.tensor(q), positions, 10_000) @ (
+    rotate_halves(torch.tensor(k), positions, 10_000).T)
+print("both permuted:    ", error(both, right))
+print("only the queries: ", error(one, right))
+print("neither of them:  ", error(none, right))
+assert error(both, right) < 1e-12
+assert min(error(one, right), error(none, right)) > 0.1
 
 # %% [markdown]
 # ## 6. One head, from end to end
@@ -476,12 +500,14 @@ assert error(both, right) < 1e-12 < 0.1 < error(mixed, right)
 # `x @ weight.T`.
 #
 # $$q = x W_q^\top, \quad k = x W_k^\top, \quad v = x W_v^\top, \qquad
-#   y = \mathrm{attention}\big(R(q), R(k), v\big)\, W_o^\top$$
+#   y = \mathrm{attention}\big(\Omega q, \Omega k, v\big)\, W_o^\top$$
+#
+# where $\Omega$ turns each row by its own token's position.
 
 # %% [markdown] exercise="attention.one_head"
-# Put the two previous exercises together: project, turn queries and keys,
-# attend causally, project back. All $d$ numbers of the head are turned.
-# (You may use NumPy only, or your own `causal` and `rotate`.)
+# Put `attention.causal` and `rope.rotate` together: project, turn queries
+# and keys, attend causally, project back. All $d$ numbers of the head are
+# turned. (You may use NumPy only, or your own `causal` and `rotate`.)
 
 # %% exercise="attention.one_head"
 def one_head(
@@ -533,8 +559,11 @@ def one_head(
 # To compare it, we take a head that can be understood: one that looks
 # exactly one token back, whatever the tokens are. No training is needed.
 # Give every token a constant 1 as its last number, and let the key be a
-# fixed vector $u$ made from it. A query of $R_{-1} u$, turned at position
-# $m$, is $R_{m-1} u$: it fits best the key at position $m - 1$.
+# fixed vector $u$ made from it. A query of $\Omega_{-1} u$, turned at
+# position $m$, is $\Omega_{m-1} u$: it fits best the key at position
+# $m - 1$. Here $\theta$ is 100 instead of 10,000, so that more of the
+# pairs turn fast enough to tell neighbours apart. (With 10,000 the
+# weights below would begin at 0.91.)
 
 # %%
 text = "def f(x):\n    return x"
@@ -580,9 +609,10 @@ assert back.min() > 0.9
 plots.one_head(text, weights)
 
 # %% [markdown]
-# Heads like this one appear by themselves in trained models. They are
-# one half of the circuit by which a model continues a pattern that it has
-# seen before.
+# Heads like this one appear by themselves in trained models; lesson 00
+# found one. They are one half of a circuit called *induction heads*, by
+# which a model continues a pattern that it has seen before: a later head
+# looks for tokens whose predecessor is the present token.
 
 # %% [markdown]
 # ## In K2
@@ -593,6 +623,7 @@ plots.one_head(text, weights)
 k2 = minik2.ModelConfig.preset("kimi-k2")
 plain = k2.replace(rope_scaling=None)  # YaRN is lesson 04
 frequencies = reference.rope.inverse_frequencies(plain)
+slowed = (reference.rope.inverse_frequencies(k2) < frequencies).sum()
 turns = 2 * np.pi / frequencies
 trained = k2.rope_scaling.original_max_position_embeddings
 served = k2.max_position_embeddings
@@ -602,16 +633,18 @@ print(f"a head's query and key: {k2.qk_head_dim} numbers, of which "
       f"{k2.qk_rope_head_dim} are turned")
 print(f"theta {k2.rope_theta:,.0f}: {len(turns)} pairs, one turn in "
       f"{turns[0]:.1f} to {turns[-1]:,.0f} tokens")
+print(f"(that is before YaRN slows the last {slowed} of them)")
 plots.wavelengths(frequencies, trained, served)
 
 # %% [markdown]
 # <div class="alert alert-info">
 #
-# **In K2** only a third of each head is rotary. The other numbers carry
-# content and no position at all; lesson 02 shows why the two had to be
-# kept apart. Pairs that do not finish a turn within the 4,096 tokens of
-# pre-training are never seen at most of their angles; lesson 04 is about
-# what K2 does with them to reach 131,072.
+# **In K2** only a third of each query and key is rotary. The other
+# numbers carry content and no position at all; lesson 02 shows why the two
+# had to be kept apart. Pairs that do not finish a turn within the 4,096
+# tokens of pre-training have angles that it never shows: from pair 22 on,
+# most of them. Lesson 04 is about what K2 does with these pairs to reach
+# 131,072.
 #
 # </div>
 
@@ -627,10 +660,9 @@ plots.wavelengths(frequencies, trained, served)
 # $131{,}072^2 \approx 1.7 \cdot 10^{10}$ weights a head, times 64 heads is
 # $1.1 \cdot 10^{12}$ numbers, times two bytes: **about 2.2 TB**, for one
 # layer of 61. The mask halves it, and it is still more than the whole
-# checkpoint. So nobody stores that matrix. The engine takes a block of
-# queries at a time, PyTorch's kernel a block of both, and neither ever
-# holds more than a few megabytes of it. The cell below does the same
-# arithmetic.
+# checkpoint. So nobody stores that matrix. The engine takes a few queries
+# at a time (here 16: about half a gigabyte in float32), PyTorch's kernel
+# a block of queries and keys. The cell below does the same arithmetic.
 #
 # </details>
 
@@ -643,8 +675,8 @@ print(f"{numbers * 2 / 1e12:.2f} TB a layer")
 #
 # **Takeaway.** Attention is a weighted mean that knows no order. RoPE
 # turns queries and keys by their positions, so that each score depends on
-# what the two tokens are and on how far apart they stand, and on nothing
-# else.
+# what the two tokens are and on the difference of their positions, its
+# sign included, and on nothing else.
 #
 # </div>
 #
@@ -654,6 +686,8 @@ print(f"{numbers * 2 / 1e12:.2f} TB a layer")
 #   Need*, arXiv 1706.03762, §3.2.
 # - Rotary positions: Su et al., *RoFormer*, arXiv 2104.09864, §3.2 and
 #   eq. 34 for the form used in code.
+# - Heads that look one token back, and what they are for: Olsson et al.,
+#   *In-context Learning and Induction Heads*, arXiv 2209.11895.
 # - Rotary and other numbers kept apart: DeepSeek-V2, arXiv 2405.04434,
 #   §2.1.3. K2's head counts: *Kimi K2*, arXiv 2507.20534, Table 2.
 #

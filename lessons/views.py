@@ -9,7 +9,8 @@ exercise is three of its cells:
 
 Title, difficulty, minutes and the reason come from `minik2.checks`; the stub is the solved function
 without what follows its docstring. Every code cell carries its role, as minik2/checks/notebooks.py
-says: the first one of a lesson is the set-up, and all that an answer may use besides other answers.
+says. Cells that answers may use besides other answers are marked `# %% role="setup"`, the first one
+of a lesson among them. They stand in the worksheets too, in their places, and need only each other.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def read(path: Path) -> Source:
     source = Source(path.stem)
     for cell in jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent").cells:
         exercise, hints = cell.metadata.get("exercise"), cell.metadata.get("hints")
+        if (role := cell.metadata.get("role", "setup")) != "setup":
+            raise LessonError(
+                f"{source.name} marks a cell with the role {role!r}; a source knows \"setup\" only."
+            )
         if hints:
             parts = re.split(r"^---$", cell.source, flags=re.M)
             source.hints[hints] = [part.strip() for part in parts]
@@ -83,11 +88,11 @@ def _validate(source: Source) -> None:
             f"{source.name} has the exercises {sorted(there)}, but minik2.checks knows "
             f"{sorted(known)} for lesson {source.number}; bring the two in step."
         )
-    first = next((i for i in source.items if isinstance(i, str) or i.cell_type == "code"), None)
-    if first is None or isinstance(first, str):
+    first = next((i for i in source.items if isinstance(i, str) or i.cell_type == "code"), "")
+    if isinstance(first, str) or "role" not in first.metadata:
         raise LessonError(
-            f"{source.name} has no code cell before its first exercise; begin it with the imports "
-            "that answers may use."
+            f"{source.name} has no set-up cell before its other code; begin it with the imports "
+            'that answers may use, in a cell marked role="setup".'
         )
     for exercise, parts in source.hints.items():
         if len(parts) != 4 or not all(parts):
@@ -116,29 +121,28 @@ def stub(exercise: str, solved: str) -> str:
 
 def views(source: Source) -> dict[str, NotebookNode]:
     """The three notebooks by folder, without outputs."""
-    return {"notebooks": _lesson(source), "exercises": _worksheet(source, solved=False),
+    return {"notebooks": _notebook(_cells(source)),
+            "exercises": _worksheet(source, solved=False),
             "solutions": _worksheet(source, solved=True)}
 
 
-def _lesson(source: Source) -> NotebookNode:
-    cells, plain, first = [], 0, setup(source)
+def _cells(source: Source, solved: bool = False, setup_only: bool = False) -> list[NotebookNode]:
+    """All cells in order; setup_only: of the plain ones those that answers may use."""
+    cells, plain = [], 0
     for item in source.items:
         if isinstance(item, str):
-            cells += _exercise(source, item, solved=False)
+            cells += _exercise(source, item, solved)
             continue
         text, name = item.source.strip(), f"l{source.number}-{plain:03}"
+        plain += 1
+        role = item.metadata.get("role", "lesson")
+        if setup_only and role != "setup":
+            continue
         if item.cell_type == "code":
-            role = "setup" if item is first else "lesson"
             cells.append(new_code_cell(text, id=name, metadata={"minik2": {"role": role}}))
         else:
             cells.append(new_markdown_cell(text, id=name))
-        plain += 1
-    return _notebook(cells)
-
-
-def setup(source: Source) -> NotebookNode:
-    """The first code cell, which _validate has found before the first exercise."""
-    return next(c for c in source.items if not isinstance(c, str) and c.cell_type == "code")
+    return cells
 
 
 def _worksheet(source: Source, solved: bool) -> NotebookNode:
@@ -148,16 +152,12 @@ def _worksheet(source: Source, solved: bool) -> NotebookNode:
     text = (
         f"The exercises of {lesson}, solved. Try them first: the check tells you more than a "
         "solution can." if solved else
-        f"The exercises of {lesson}, without the lesson. Answer here or there; `minik2 progress` "
-        "counts the better of the two."
+        f"The exercises of {lesson}, without the lesson. Answers may use the code that stands "
+        "before them. Answer here or there; `minik2 progress` counts the better of the two."
     )  # fmt: skip
     head = new_markdown_cell(f"# {what} {source.number} · {title}\n\n{text}",
                              id=f"l{source.number}-head")
-    cells = [head, new_code_cell(setup(source).source.strip(), id=f"l{source.number}-setup",
-                                 metadata={"minik2": {"role": "setup"}})]
-    for exercise in source.solved:
-        cells += _exercise(source, exercise, solved)
-    return _notebook(cells)
+    return _notebook([head, *_cells(source, solved, setup_only=True)])
 
 
 def _exercise(source: Source, exercise: str, solved: bool) -> list[NotebookNode]:

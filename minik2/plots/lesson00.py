@@ -100,7 +100,8 @@ def _rows(text: str) -> list[range]:
 def embedding(characters: str, vectors: Array) -> Picture:
     """The embedding's rows of some characters, (n, D), on the two directions they differ most in.
 
-    The title compares how often the nearest row (by cosine) is of the same kind with chance.
+    The title compares how often the nearest row (by cosine, in all D dimensions) is of the same
+    kind with chance.
     """
     kinds = np.array([next(n for n, belongs in enumerate(KINDS.values()) if belongs(c))
                       for c in characters])  # fmt: skip
@@ -114,6 +115,7 @@ def embedding(characters: str, vectors: Array) -> Picture:
                            f"(chance: {chance:.0%})", 9, 4.6)  # fmt: skip
     centred = unit - unit.mean(0)
     places = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    places = _apart(places / np.ptp(places, axis=0) * (6.6, 3.8))
     axes.set(xlim=_span(places[:, 0]), ylim=_span(places[:, 1]), xticks=[], yticks=[],
              xlabel="direction of the largest difference", ylabel="of the second largest")
     for n, name in enumerate(KINDS):
@@ -124,6 +126,16 @@ def embedding(characters: str, vectors: Array) -> Picture:
                       fontweight="bold")  # fmt: skip
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _apart(places: Array, room: float = 0.16) -> Array:
+    """Places (n, 2) of labels in inches, moved by a hair where two would lie on each other."""
+    for _ in range(100):
+        gaps = places[:, None] - places
+        far = np.linalg.norm(gaps, axis=-1, keepdims=True)
+        push = np.where(far < room, (room - far) / 2 * gaps / np.maximum(far, 1e-9), 0)
+        places = places + push.sum(axis=1)
+    return places
 
 
 def _span(values: Array) -> tuple[float, float]:
@@ -181,12 +193,13 @@ def attention(text: str, weights: Array, layer: int, head: int) -> Picture:
 def router(text: str, weights: Array, layer: int, same: float, other: float) -> Picture:
     """Which experts the bytes of a text go to: weights (T, E), zero where not chosen.
 
-    same, other: the share of experts that two tokens of one byte, and of two, have in common.
+    same, other: the share of experts that two copies of a byte, and two different bytes, have in
+    common.
     """
-    verdict = (f"Experts go by the byte: one byte keeps {same:.0%} of its experts, two bytes share "
-               f"{other:.0%}" if same > 1.2 * other else
-               f"The byte hardly decides: one byte keeps {same:.0%} of its experts, two share "
-               f"{other:.0%}")  # fmt: skip
+    others = f"two different bytes {other:.0%}"
+    if same <= 1.2 * other:
+        others = f"hardly more than different ones: {other:.0%}"
+    verdict = f"In layer {layer} two copies of a byte share {same:.0%} of their experts, {others}"
     figure, axes = picture(verdict, 9.6, 4.0)
     image = heat(axes, weights.T, low=0)
     axes.set_xticks(np.arange(len(weights)) - 0.5, minor=True)

@@ -107,21 +107,21 @@ def relative(scores: Array) -> Picture:
     # Rounding stays far below a hundredth of the range, even in float32.
     only = spread < 1e-2 * np.ptp(scores)
     figure, (left, right) = picture(
-        "The score depends on the distance of the two positions, and on nothing else" if only else
-        f"The score depends on more than the distance: at one distance it varies by {spread:.2g}",
+        "The score depends on the signed difference of the positions, and on nothing else" if only
+        else f"The score depends on more than the difference: at one it varies by {spread:.2g}",
         9, 3.4, columns=2, width_ratios=(1, 1.5))  # fmt: skip
     image = signed(left, scores)
     figure.colorbar(image, ax=left, shrink=0.8, label="score")
     left.set(xlabel="position of the key", ylabel="position of the query",
-             title="diagonals are equal distances")  # fmt: skip
+             title="diagonals are equal differences")  # fmt: skip
     queries = np.linspace(size // 4, size - 1, 4).astype(int)
     for n, query in enumerate(queries):
-        distances = query - np.arange(query + 1)
-        right.plot(distances, scores[query, : query + 1], "o-", color=ROTARY, zorder=4 - n,
+        differences = query - np.arange(size)
+        right.plot(differences, scores[query], "o-", color=ROTARY, zorder=4 - n,
                    markerfacecolor="none", markersize=4 + 3 * n, linewidth=1,
                    label=f"query at {query}")  # fmt: skip
     right.axhline(0, color=FAINT, zorder=0)
-    right.set(xlabel="distance, query position − key position", ylabel="score",
+    right.set(xlabel="query position − key position", ylabel="score",
               title="four rows of it, laid on each other")  # fmt: skip
     right.legend(loc="upper right", fontsize=8.5)
     return figure
@@ -159,9 +159,9 @@ def _square(axes: Any, x: float, y: float, number: int, shade: float) -> None:
 @styled
 def one_head(text: str, weights: Array) -> Picture:
     """Where a head that was built to look one token back does look: weights (T, T)."""
-    back = float(np.diagonal(weights, -1).mean())
-    title = (f"Built from rotation alone: {back:.0%} of the weight is one token back"
-             if back > 0.5 else f"Only {back:.0%} of the weight is one token back")  # fmt: skip
+    back = int(100 * np.diagonal(weights, -1).min())  # cut off, since the title says "at least"
+    title = (f"Built from rotation alone: at least {back}% of the weight is one token back"
+             if back > 50 else f"In one row only {back}% of the weight is one token back")
     figure, axes = picture(title, 7, 4.6)
     image = heat(axes, np.where(np.tri(len(weights), dtype=bool), weights, np.nan), low=0, high=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="attention weight")

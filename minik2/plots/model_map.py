@@ -47,8 +47,8 @@ def parts(cfg: ModelConfig) -> dict[str, Part]:
     return {
         "embedding": Part(1, 20, 9, 6, "embedding", f"{cfg.vocab_size:,}"),
         "query": Part(17, 29, 10, 6, "query latent", query),
-        "latent": Part(17, 20, 10, 6, "key/value latent", f"{cfg.kv_lora_rank}", LATENT),
-        "rope": Part(17, 11, 10, 6, "rotary positions", f"{cfg.qk_rope_head_dim}", ROTARY),
+        "rope": Part(17, 20, 10, 6, "rotary positions", f"{cfg.qk_rope_head_dim}", ROTARY),
+        "latent": Part(17, 11, 10, 6, "key/value latent", f"{cfg.kv_lora_rank}", LATENT),
         "attention": Part(33, 24.5, 11, 7, "causal attention", f"{h} heads"),
         "cache": Part(33, 12.2, 11, 7, "cache", f"{cfg.kv_lora_rank} + {cfg.qk_rope_head_dim}",
                       LATENT),
@@ -131,8 +131,10 @@ def _frames(axes: Axes, cfg: ModelConfig) -> None:
 
 def _arrows(axes: Axes) -> None:
     lines = [
+        # Positions turn the queries on their way, and the one key that the cache keeps.
+        ((27, 24.5), (29.8, 30.6)),
         ((10, 23), (17, 32)), ((10, 23), (17, 23)), ((10, 23), (17, 14)), ((27, 32), (33, 29)),
-        ((27, 22), (33, 17.5)), ((27, 13), (33, 15)), ((38.5, 19.2), (38.5, 24.5)),
+        ((27, 22), (33, 17.5)), ((27, 14), (33, 15)), ((38.5, 19.2), (38.5, 24.5)),
         ((44, 28), (48, 28)), ((55, 28), (61, 29.5)), ((55, 28), (71.5, 14)),
         ((68.5, 29.5), (71.5, 29.5)), ((81.5, 28), (90, 23)), ((81.5, 14), (90, 23)),
         ((94.5, 20), (94.5, 5.6)), ((90, 3.4), (81, 3.4)), ((66, 3.4), (55, 3.4)),

@@ -295,6 +295,9 @@ MISTAKES = {
                 r"rope\.rotate .*not both"),
     "unknown id": (lambda t: t.replace("rope.to_halves\"", "rope.quarter\""), r"rope\.quarter"),
     "exercise first": (lambda t: t[t.index("# %% [markdown] exercise="):], "begin it with the imp"),
+    "no set-up first": (lambda t: t.replace('# %% role="setup"', "# %%", 1), 'marked role="setup"'),
+    "unknown role": (lambda t: t.replace('role="setup"', 'role="helper"', 1),
+                     "the role 'helper'; a source knows"),
 }
 
 
@@ -355,7 +358,8 @@ def test_every_code_cell_carries_its_role(path, tmp_path):
         notebook = notebooks.read(made)
         roles = [c.role for c in notebook.cells]
         assert all(role in notebooks.ROLES for role in roles)
-        assert roles[0] == "setup" and roles.count("setup") == 1
+        marked = path.read_text(encoding="utf-8").count('# %% role="setup"')
+        assert roles[0] == "setup" and roles.count("setup") == marked
         wanted = [e.id for e in checks.exercises() if e.lesson == lesson.number]
         assert sorted(notebook.answers) == sorted(wanted)
         for id, answer in notebook.answers.items():
@@ -366,6 +370,28 @@ def test_every_code_cell_carries_its_role(path, tmp_path):
         assert notebook.untouched == (made.parent.name != "solutions")
         others = set(roles) - {"setup", "answer", "check"}
         assert others == ({"lesson"} if made.parent.name == "notebooks" else set())
+
+
+@EVERY
+def test_setup_cells_need_nothing_but_each_other(path):
+    """A check of the file runs them and the answers alone, and the worksheets hold them alone."""
+    lesson = views.views(views.read(path))
+    cells = {folder: [c.source for c in notebook.cells
+                      if c.metadata.get("minik2", {}).get("role") == "setup"]
+             for folder, notebook in lesson.items()}
+    assert cells["notebooks"] == cells["exercises"] == cells["solutions"]
+    names: dict = {}
+    for source in cells["notebooks"]:
+        exec(source, names)
+
+
+def test_a_helper_of_the_lesson_stands_before_the_exercise_that_names_it(lesson):
+    ids = [(c.id, c.source) for c in views.views(lesson)["exercises"].cells]
+    for helper, exercise in (("causal_slow", "attention-causal"), ("rotate_slow", "rope-rotate")):
+        defined = [n for n, (_, text) in enumerate(ids) if f"def {helper}(" in text]
+        task = [n for n, (id, _) in enumerate(ids) if id == f"{exercise}-task"]
+        assert len(defined) == len(task) == 1 and defined[0] < task[0]
+        assert helper in ids[task[0]][1]
 
 
 @EVERY

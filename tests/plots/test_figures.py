@@ -40,6 +40,7 @@ def scores(shift):
 
 TEXT = "for a in x:\n    y = a\n"
 SIX = np.arange(6)
+SPOTS = np.arange(22)[:, None]
 MASKED = np.where(np.tri(5, dtype=bool), rng.normal(size=(5, 5)), -np.inf)
 TABLES = {"a blind guess": 5.55, "a table": 2.4}
 MODELS = {name: parameters(ModelConfig.preset(name)) for name in ("small", "kimi-k2")}
@@ -64,8 +65,9 @@ CASES = [
     (lesson00.attention, (TEXT, looking_back(22, 3, 0.9), 1, 2), "looks 3 bytes back, with 9"),
     (lesson00.attention, (TEXT, looking_back(22, 0, 0.9), 1, 2), "looks at the byte itself"),
     (lesson00.attention, (TEXT, looking_back(22, 3, 0.0), 0, 3), "has no favourite distance"),
-    (lesson00.router, (TEXT, np.eye(16)[np.arange(22) % 16], 1, 0.8, 0.4), "keeps 80% of its"),
-    (lesson00.router, (TEXT, np.eye(16)[np.arange(22) % 16], 1, 0.4, 0.4), "hardly decides"),
+    (lesson00.router, (TEXT, np.eye(16)[np.arange(22) % 16], 1, 0.8, 0.4),
+     "In layer 1 two copies of a byte share 80% of their experts, two different bytes 40%"),
+    (lesson00.router, (TEXT, np.eye(16)[np.arange(22) % 16], 1, 0.4, 0.4), "hardly more"),
     (lesson00.where_parameters, (MODELS,),
      "98.9% of kimi-k2's parameters are routed experts; a token meets 3.2% of all"),
     (lesson00.where_parameters, ({"dense": DENSE},), "layers, router, norms; a token meets 100.0%"),
@@ -80,11 +82,14 @@ CASES = [
     (lesson01.clock_hands, (np.cos(np.outer(SIX, [0, 1, 1, 2])), np.array([1.0, 1.0])),
      "not every one is slower"),
     (lesson01.relative, (scores(0),), "on nothing else"),
-    (lesson01.relative, (scores(1),), "more than the distance: at one distance it varies by 11"),
+    (lesson01.relative, (scores(1),), "more than the difference: at one it varies by 11"),
     (lesson01.layouts, (np.array([0, 2, 1, 3]),), "one permutation apart"),
     (lesson01.layouts, (np.array([0, 2, 2, 3]),), "no permutation"),
-    (lesson01.one_head, (TEXT, looking_back(22, 1, 0.9)), "Built from rotation alone: 9"),
-    (lesson01.one_head, (TEXT, looking_back(22, 3, 0.9)), "Only "),
+    (lesson01.one_head, (TEXT, looking_back(22, 1, 0.9)), "at least 90% of the weight is one"),
+    (lesson01.one_head, (TEXT, looking_back(22, 3, 0.9)), "In one row only "),
+    # One row that does not look back is not made up for by the others.
+    (lesson01.one_head, (TEXT, np.where(SPOTS == 9, looking_back(22, 3, 0.85),
+                                        looking_back(22, 1, 0.9))), "In one row only 1% "),
     (lesson01.wavelengths, (2 * np.pi / np.array([4.0, 100.0, 5000.0]), 4096, 131072),
      "2 of K2's 3 pairs make a full turn within 4,096 tokens"),
 ]  # fmt: skip
