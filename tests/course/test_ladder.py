@@ -727,7 +727,7 @@ def test_nothing_is_said_by_colour_alone(name):
 KEPT = {"div", "span", "table", "tr", "td"}
 KEPT_STYLES = {"border", "border-left", "border-collapse", "background", "padding", "margin",
                "margin-top", "max-width", "line-height", "opacity", "font-size", "font-style",
-               "font-weight", "font-family", "width", "height", "text-align", "outline"}
+               "font-weight", "width", "text-align", "outline"}
 
 
 @pytest.mark.parametrize("name", ANSWERS)
