@@ -5,6 +5,14 @@ gradients of what came in and of the weights by name; `saved` shows a curious re
 float64 is for proofs, float32 for work.
 """
 
+import os
+
+# OpenMP's idle threads spin for milliseconds by default, on the cores that the next matrix product
+# wants: alternating kernels and products then ran 40 times slower than either. A short spin keeps
+# a parallel region at about 3 microseconds and leaves the cores free. OpenMP reads this once, when
+# Numba loads it, so it must stand before the kernels; a value set by the user wins.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from minik2.reference import (
     adamw,
     attention,

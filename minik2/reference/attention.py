@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from minik2.reference import kernels, kernels_backward
+from minik2.reference import kernels, kernels_backward, parallel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Numbers of one block's scores, all heads together: 4 MB in float32, which a cache can hold.
+# Numbers of one block's scores: 4 MB in float32, which a cache can hold.
 SCORES = 2**20
 
 
@@ -26,9 +26,14 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str
     """
     batch, tokens, heads, _ = q.shape
     y = np.empty((batch, tokens, heads, v.shape[-1]), q.dtype)
-    values = v.transpose(0, 2, 1, 3)
-    for start, stop, chances in _blocks(q, k, scale):
-        np.matmul(chances, values[:, :, :stop], out=y[:, start:stop].transpose(0, 2, 1, 3))
+
+    def head(place: int) -> None:
+        b, h = divmod(place, heads)
+        one = np.s_[b : b + 1, :, h : h + 1]
+        for start, stop, chances in _blocks(q[one], k[one], scale):
+            np.matmul(chances[0, 0], v[b, :stop, h], out=y[b, start:stop, h])
+
+    parallel.each(head, range(batch * heads))
     return y, {"q": q, "k": k, "v": v, "scale": scale}
 
 

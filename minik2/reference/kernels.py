@@ -6,13 +6,6 @@ float64 keeps the C library's.
 """
 
 import math
-import os
-
-# OpenMP's idle threads spin for milliseconds by default, on the cores that the next matrix product
-# wants: alternating kernels and products then ran 40 times slower than either. A short spin keeps
-# a parallel region at about 3 microseconds and leaves the cores free. OpenMP reads this once, when
-# it is loaded, so it must stand before Numba's import; a value set by the user wins.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 from numba import njit, prange, types
@@ -85,6 +78,29 @@ def rotate_pairs(x, cos, sin, y, step, other):
                 y[t, h, step * i + other] = a * sin[t, i] + b * cos[t, i]
 
 
+@njit(cache=True)
+def _larger(a, b):
+    # A comparison with NaN is false, so NaN is carried on purpose.
+    return b if b > a or b != b else a
+
+
+@njit(cache=True)
+def _largest(row, stop):
+    """The largest of row[:stop], NaN where there is one.
+
+    Four at a time: a single chain of comparisons would wait for each of them.
+    """
+    a = b = c = d = row[0]
+    whole = stop - stop % 4
+    for s in range(0, whole, 4):
+        a, b = _larger(a, row[s]), _larger(b, row[s + 1])
+        c, d = _larger(c, row[s + 2]), _larger(d, row[s + 3])
+    top = _larger(_larger(a, b), _larger(c, d))
+    for s in range(whole, stop):
+        top = _larger(top, row[s])
+    return top
+
+
 @kernel
 def causal_softmax(scores, start, scale):
     """In place: scores (heads, queries, keys) become softmax(scale x scores) over visible keys.
@@ -95,10 +111,7 @@ def causal_softmax(scores, start, scale):
     for r in prange(heads * queries):
         row = scores[r // queries, r % queries]
         visible = start + r % queries + 1
-        top = row[0]
-        for s in range(1, visible):
-            # A comparison with NaN is false, so NaN is carried on purpose.
-            top = row[s] if row[s] > top or row[s] != row[s] else top
+        top = _largest(row, visible)
         total = row.dtype.type(0)
         for s in range(visible):
             row[s] = _exp((row[s] - top) * scale)

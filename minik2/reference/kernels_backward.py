@@ -7,9 +7,9 @@ that token, so a gradient is the same bit by bit however often it is computed.
 
 import math
 
-from numba import prange
+from numba import njit, prange
 
-from minik2.reference.kernels import _exp, kernel
+from minik2.reference.kernels import _exp, _largest, kernel
 
 
 @kernel
@@ -69,6 +69,13 @@ def swiglu_backward(dy, gate_up, d):
             d[r, width + i] = dy[r, i] * gate * sigma
 
 
+@njit(cache=True)
+def _loss(top, own, log_total):
+    # The two large numbers first: their difference is small where the target is likely. Without
+    # fastmath, or the compiler would reuse top + log_total and lose just that.
+    return (top - own) + log_total
+
+
 @kernel
 def cross_entropy(logits, targets, losses, log_sums):
     """losses[r] = log_sums[r] - logits[r, targets[r]], log_sums[r] = log Σ e^logits[r].
@@ -77,17 +84,13 @@ def cross_entropy(logits, targets, losses, log_sums):
     """
     rows, width = logits.shape
     for r in prange(rows):
-        top = logits[r, 0]
-        for i in range(1, width):
-            # A comparison with NaN is false, so NaN is carried on purpose.
-            top = logits[r, i] if logits[r, i] > top or logits[r, i] != logits[r, i] else top
+        top = _largest(logits[r], width)
         total = logits.dtype.type(0)
         for i in range(width):
             total += _exp(logits[r, i] - top)
         log_total = math.log(total)
         log_sums[r] = top + log_total
-        # The two large numbers first: their difference is small where the target is likely.
-        losses[r] = (top - logits[r, targets[r]]) + log_total if targets[r] >= 0 else 0
+        losses[r] = _loss(top, logits[r, targets[r]], log_total) if targets[r] >= 0 else 0
 
 
 @kernel

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import ffn, kernels, kernels_backward, router
+from minik2.reference import ffn, kernels, kernels_backward, parallel, router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -83,12 +83,14 @@ def add_experts(
     gate_up = np.empty((len(rows), double), x.dtype)
     hidden = np.empty((len(rows), width), x.dtype)
     out = np.empty_like(rows)
-    busy = _busy(offsets)
-    for e, own in busy:
+
+    def expert(work: tuple[int, slice]) -> None:
+        e, own = work
         np.matmul(rows[own], gate_up_proj[e].T, out=gate_up[own])
-    kernels.swiglu(gate_up, hidden)
-    for e, own in busy:
+        kernels.swiglu(gate_up[own], hidden[own])
         np.matmul(hidden[own], down_proj[e].T, out=out[own])
+
+    parallel.each(expert, _busy(offsets))
     kernels.combine(out, position, weights, y)
     return {"x": x, "weights": weights, "gate_up_proj": gate_up_proj, "down_proj": down_proj,
             "gate_up": gate_up, "offsets": offsets, "token": token,
@@ -101,32 +103,30 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
     dy: (tokens, D). A weight's gradient is dy · out = (dy down_proj) · hidden, so that the experts'
     outputs are not needed.
     """
-    gate_up, offsets, position = saved["gate_up"], saved["offsets"], saved["position"]
+    x, gate_up, token, position = (saved[n] for n in ("x", "gate_up", "token", "position"))
     gate_up_proj, down_proj = saved["gate_up_proj"], saved["down_proj"]
-    busy = _busy(offsets)
-    hidden = np.empty((len(gate_up), gate_up.shape[1] // 2), dy.dtype)
-    kernels.swiglu(gate_up, hidden)
-    weights = np.empty((len(hidden), 1), dy.dtype)
+    weights, dweights = np.empty((2, len(gate_up), 1), dy.dtype)
     weights[position.reshape(-1), 0] = saved["weights"].reshape(-1)
-
-    dout, dhidden = dy[saved["token"]], np.empty_like(hidden)
-    for e, own in busy:
-        np.matmul(dout[own], down_proj[e], out=dhidden[own])
-    dweights = np.einsum("pi,pi->p", dhidden, hidden)[position]
-    dhidden *= weights
-    dgate_up = np.empty_like(gate_up)
-    kernels_backward.swiglu_backward(dhidden, gate_up, dgate_up)
-
-    hidden *= weights
     dgate_up_proj, ddown_proj = np.zeros_like(gate_up_proj), np.zeros_like(down_proj)
-    rows, drows = saved["x"][saved["token"]], np.empty_like(dout)
-    for e, own in busy:
-        np.matmul(dout[own].T, hidden[own], out=ddown_proj[e])
-        np.matmul(dgate_up[own].T, rows[own], out=dgate_up_proj[e])
-        np.matmul(dgate_up[own], gate_up_proj[e], out=drows[own])
+    drows = np.empty((len(gate_up), dy.shape[1]), dy.dtype)
+
+    for e, own in _busy(saved["offsets"]):
+        dout, w = dy[token[own]], weights[own]
+        dhidden = dout @ down_proj[e]
+        hidden, dgate_up = np.empty_like(dhidden), np.empty_like(gate_up[own])
+        kernels.swiglu(gate_up[own], hidden)
+        np.einsum("pi,pi->p", dhidden, hidden, out=dweights[own, 0])
+        dhidden *= w
+        hidden *= w
+        np.matmul(dout.T, hidden, out=ddown_proj[e])
+        kernels_backward.swiglu_backward(dhidden, gate_up[own], dgate_up)
+        np.matmul(dgate_up.T, x[token[own]], out=dgate_up_proj[e])
+        np.matmul(dgate_up, gate_up_proj[e], out=drows[own])
+
     dx = np.zeros_like(dy)
     kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
-    return dx, dweights, {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
+    grads = {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
+    return dx, dweights[position, 0], grads
 
 
 def _busy(offsets: Array) -> list[tuple[int, slice]]:

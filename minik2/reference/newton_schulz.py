@@ -9,11 +9,11 @@ digits and bfloat16 none. So after three steps X is formed and R taken afresh fr
 decides which way is cheaper.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+
+from minik2.reference import parallel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -98,15 +98,8 @@ def _is_wide(G: Array) -> bool:
 
 
 def _iterate_stack(X: Array, lengths: list[int]) -> Array:
-    """Each matrix on one thread, with one thread of BLAS.
-
-    Two threads in one product of 256 x 256 leave a quarter of their time unused, and the sums
-    between the products run on one thread anyway; two matrices side by side use both.
-    """
-    blas = ThreadpoolController().select(user_api="blas")
-    threads = max((library["num_threads"] for library in blas.info()), default=1)
-    with blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(lambda matrix: _iterate(matrix, lengths), X)))
+    """Each matrix on one thread: the sums between its products run on one thread anyway."""
+    return np.stack(parallel.each(lambda matrix: _iterate(matrix, lengths), X))
 
 
 def _iterate(X: Array, lengths: list[int]) -> Array:

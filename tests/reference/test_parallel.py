@@ -1,0 +1,71 @@
+"""Work side by side: in order, with its errors, and with the libraries' threads as they were."""
+
+import threading
+import time
+
+import numba
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from minik2.reference import parallel
+
+
+@pytest.fixture
+def two_threads():
+    """BLAS with two threads, whatever the test run gives it."""
+    with ThreadpoolController().select(user_api="blas").limit(limits=2):
+        yield
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in
+            ThreadpoolController().select(user_api="blas").info()}
+
+
+def test_results_come_in_the_order_of_the_items(two_threads):
+    def work(item):
+        time.sleep(0.02 * (item == 0))
+        return item * item
+
+    assert parallel.each(work, range(9)) == [n * n for n in range(9)]
+
+
+def test_two_at_a_time_on_one_thread_each(two_threads):
+    meeting = threading.Barrier(2, timeout=30)
+
+    def work(item):
+        meeting.wait()  # would break if one waited for the other to end
+        return numba.get_num_threads(), blas_threads()
+
+    before = numba.get_num_threads()
+    assert parallel.each(work, range(4)) == [(1, {1})] * 4
+    assert blas_threads() == {2}
+    assert numba.get_num_threads() == before
+
+
+def test_an_error_comes_through_and_leaves_no_limit_behind(two_threads):
+    def work(item):
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        parallel.each(work, range(3))
+    assert blas_threads() == {2}
+
+
+def test_callers_on_several_threads_leave_blas_as_it_was(two_threads):
+    def caller():
+        for _ in range(50):
+            parallel.each(lambda item: item, range(3))
+
+    callers = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(60)
+    assert blas_threads() == {2}
+
+
+def test_with_one_thread_the_caller_does_it_all():
+    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+        names = parallel.each(lambda item: threading.current_thread(), range(3))
+    assert names == [threading.current_thread()] * 3
