@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minik2.reference import kernels, kernels_backward
+from minik2.reference import kernels, kernels_backward, parallel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -19,11 +19,16 @@ def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, An
     rows = x.reshape(-1, x.shape[-1])
     width = len(weights["gate_proj.weight"])
     gate_up = np.empty((len(rows), 2 * width), x.dtype)
-    np.matmul(rows, weights["gate_proj.weight"].T, out=gate_up[:, :width])
-    np.matmul(rows, weights["up_proj.weight"].T, out=gate_up[:, width:])
     hidden = np.empty((len(rows), width), x.dtype)
-    kernels.swiglu(gate_up, hidden)
-    y = hidden @ weights["down_proj.weight"].T
+    y = np.empty_like(rows)
+
+    def some(own: slice) -> None:
+        np.matmul(rows[own], weights["gate_proj.weight"].T, out=gate_up[own, :width])
+        np.matmul(rows[own], weights["up_proj.weight"].T, out=gate_up[own, width:])
+        kernels.swiglu(gate_up[own], hidden[own])
+        np.matmul(hidden[own], weights["down_proj.weight"].T, out=y[own])
+
+    parallel.each_rows(some, len(rows))
     saved = {"x": rows, "gate_up": gate_up, "hidden": hidden, "weights": weights}
     return y.reshape(x.shape), saved
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import attention, norm, rope
+from minik2.reference import attention, norm, parallel, rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,31 +31,31 @@ def forward(
     saved: dict[str, Any] = {}
 
     if cfg.q_lora_rank is None:
-        q = x @ weights["q_proj.weight"].T
+        q = parallel.product(x, weights["q_proj.weight"])
     else:
-        q_latent = x @ weights["q_a_proj.weight"].T
+        q_latent = parallel.product(x, weights["q_a_proj.weight"])
         q_latent, saved["q_a_layernorm"] = norm.forward(
             q_latent, weights["q_a_layernorm.weight"], eps
         )
-        q = q_latent @ weights["q_b_proj.weight"].T
+        q = parallel.product(q_latent, weights["q_b_proj.weight"])
         saved["q_latent"] = q_latent
     q = q.reshape(batch, tokens, heads, cfg.qk_head_dim)
 
-    compressed = x @ weights["kv_a_proj_with_mqa.weight"].T
+    compressed = parallel.product(x, weights["kv_a_proj_with_mqa.weight"])
     latent, k_rope = compressed[..., : cfg.kv_lora_rank], compressed[..., cfg.kv_lora_rank :]
     latent, saved["kv_a_layernorm"] = norm.forward(latent, weights["kv_a_layernorm.weight"], eps)
 
     q[..., nope:] = rope.rotate(q[..., nope:], cos, sin, cfg.rope_interleave)
     k_rope = rope.rotate(k_rope[:, :, None], cos, sin, cfg.rope_interleave)
 
-    kv = (latent @ weights["kv_b_proj.weight"].T).reshape(batch, tokens, heads, -1)
+    kv = parallel.product(latent, weights["kv_b_proj.weight"]).reshape(batch, tokens, heads, -1)
     k = np.empty_like(q)
     k[..., :nope], k[..., nope:] = kv[..., :nope], k_rope
     v = kv[..., nope:]
 
     context, saved["attention"] = attention.forward(q, k, v, rope.softmax_scale(cfg))
     context = context.reshape(batch, tokens, heads * cfg.v_head_dim)
-    y = context @ weights["o_proj.weight"].T
+    y = parallel.product(context, weights["o_proj.weight"])
     saved |= {"x": x, "latent": latent, "k_rope": k_rope[:, :, 0], "context": context,
               "weights": weights, "cfg": cfg, "cos": cos, "sin": sin}  # fmt: skip
     return y, saved

@@ -16,7 +16,18 @@ import numpy as np
 from minik2 import checkpoint, initial
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
-from minik2.reference import balance, embedding, ffn, generate, loss, mla, moe, norm, rope
+from minik2.reference import (
+    balance,
+    embedding,
+    ffn,
+    generate,
+    loss,
+    mla,
+    moe,
+    norm,
+    parallel,
+    rope,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,7 +110,7 @@ class Model:
         x, final = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
         if saved is not None:
             saved.append({"norm": final, "head": x, "embedding": embedded})
-        return x @ self.head.T
+        return parallel.product(x, self.head)
 
     def _layer(
         self, x: Array, weights: dict[str, Any], cos: Array, sin: Array

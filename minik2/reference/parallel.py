@@ -2,23 +2,30 @@
 
 Unusual here: Python's threads, not the libraries'. Cut in two, a small product leaves both halves
 waiting for each other at its end, a hundred times a layer, and for a whole time slice where
-another program has one of the cores. Two products side by side do not meet.
+another program has one of the cores. Two products side by side do not meet. And since BLAS's own
+threads spin for a while after each product that they shared, they are not to be used in between:
+large products go through here as well, cut by rows.
 """
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 
 # How many threads BLAS uses is one number for the whole process: whoever changes it puts it back
 # before the next one looks.
 _LOCK = threading.Lock()
+# Fewer rows than this are not worth handing over.
+_FEW = 32
 
 
 def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
@@ -27,13 +34,31 @@ def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
     work: NumPy and this package's kernels, which then run on one thread each; it writes to places
     that no other item's work reads.
     """
-    blas = _blas()
     with _LOCK:
-        threads = max((library["num_threads"] for library in blas.info()), default=1)
+        threads = _threads()
         if threads == 1:
             return list(map(work, items))
-        with blas.limit(limits=1):
+        with _blas().limit(limits=1):
             return list(_pool(threads).map(work, items))
+
+
+def each_rows(work: Callable[[slice], Any], count: int) -> None:
+    """work(own) for slices that together are rows 0 to count, one slice a thread."""
+    pieces = max(1, min(_threads(), count // _FEW))
+    ends = [count * n // pieces for n in range(pieces + 1)]
+    each(work, [slice(a, b) for a, b in itertools.pairwise(ends)])
+
+
+def product(x: Array, weight: Array) -> Array:
+    """x weightᵀ: x (..., in), weight (out, in) -> (..., out)."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = np.empty((len(rows), len(weight)), np.result_type(x, weight))
+    each_rows(lambda own: np.matmul(rows[own], weight.T, out=y[own]), len(rows))
+    return y.reshape(*x.shape[:-1], len(weight))
+
+
+def _threads() -> int:
+    return max((library["num_threads"] for library in _blas().info()), default=1)
 
 
 @functools.cache

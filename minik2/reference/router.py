@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import kernels
+from minik2.reference import kernels, parallel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,7 +26,7 @@ def forward(
     Source: arXiv 2412.19437 eq. 12-16; grouping as in DeepSeek-V3's inference/model.py.
     """
     exact = np.promote_types(x.dtype, np.float32)
-    logits = x.astype(exact, copy=False) @ weight.astype(exact, copy=False).T
+    logits = parallel.product(x.astype(exact, copy=False), weight.astype(exact, copy=False))
     scores = _sigmoid(logits) if cfg.scoring_func == "sigmoid" else _softmax(logits)
 
     choice = scores if bias is None else scores + bias.astype(exact, copy=False)
