@@ -44,19 +44,23 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
     dq = dS k, dk = dSᵀ q.
     """
     q, k, v, scale = (saved[name] for name in ("q", "k", "v", "scale"))
+    heads = q.shape[2]
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros(v.shape, v.dtype)
-    queries, keys, dqueries, dkeys = (a.transpose(0, 2, 1, 3) for a in (q, k, dq, dk))
-    values, dvalues, drows = (a.transpose(0, 2, 1, 3) for a in (v, dv, dy))
-    for start, stop, chances in _blocks(q, k, scale):
-        own = drows[:, :, start:stop]
-        dvalues[:, :, :stop] += chances.swapaxes(2, 3) @ own
-        d = own @ values[:, :, :stop].swapaxes(2, 3)
-        flat = (-1, stop - start, stop)
-        kernels_backward.causal_softmax_backward(
-            chances.reshape(flat), d.reshape(flat), start, q.dtype.type(scale)
-        )
-        np.matmul(d, keys[:, :, :stop], out=dqueries[:, :, start:stop])
-        dkeys[:, :, :stop] += d.swapaxes(2, 3) @ queries[:, :, start:stop]
+
+    def head(place: int) -> None:
+        b, h = divmod(place, heads)
+        one = np.s_[b : b + 1, :, h : h + 1]
+        for start, stop, chances in _blocks(q[one], k[one], scale):
+            own = dy[b, start:stop, h]
+            dv[b, :stop, h] += chances[0, 0].T @ own
+            d = own @ v[b, :stop, h].T
+            kernels_backward.causal_softmax_backward(
+                chances[0], d[None], start, q.dtype.type(scale)
+            )
+            np.matmul(d, k[b, :stop, h], out=dq[b, start:stop, h])
+            dk[b, :stop, h] += d.T @ q[b, start:stop, h]
+
+    parallel.each(head, range(len(q) * heads))
     return dq, dk, dv
 
 

@@ -7,7 +7,7 @@ that token, so a gradient is the same bit by bit however often it is computed.
 
 import math
 
-from numba import njit, prange
+from numba import prange
 
 from minik2.reference.kernels import _exp, _largest, kernel
 
@@ -69,28 +69,19 @@ def swiglu_backward(dy, gate_up, d):
             d[r, width + i] = dy[r, i] * gate * sigma
 
 
-@njit(cache=True)
-def _loss(top, own, log_total):
-    # The two large numbers first: their difference is small where the target is likely. Without
-    # fastmath, or the compiler would reuse top + log_total and lose just that.
-    return (top - own) + log_total
-
-
 @kernel
-def cross_entropy(logits, targets, losses, log_sums):
-    """losses[r] = log_sums[r] - logits[r, targets[r]], log_sums[r] = log Σ e^logits[r].
+def log_sum_exp(logits, tops, logs):
+    """Of each row of logits, tops[r] its largest and logs[r] = log Σ e^(logit - tops[r]).
 
-    A negative target's loss is 0. logits (rows, vocab); targets, losses, log_sums (rows,).
+    Not added up here: beside a top of 100 the digits of a small log would be lost.
     """
     rows, width = logits.shape
     for r in prange(rows):
-        top = _largest(logits[r], width)
+        tops[r] = _largest(logits[r], width)
         total = logits.dtype.type(0)
         for i in range(width):
-            total += _exp(logits[r, i] - top)
-        log_total = math.log(total)
-        log_sums[r] = top + log_total
-        losses[r] = _loss(top, logits[r, targets[r]], log_total) if targets[r] >= 0 else 0
+            total += _exp(logits[r, i] - tops[r])
+        logs[r] = math.log(total)
 
 
 @kernel

@@ -24,11 +24,13 @@ def forward(logits: Array, targets: Any, cfg: ModelConfig) -> tuple[float, dict[
     """
     checked = token_ids.check_targets(targets, logits.shape[:2], cfg).reshape(-1)
     rows = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
-    losses, log_sums = np.empty((2, len(rows)), logits.dtype)
-    kernels_backward.cross_entropy(rows, checked, losses, log_sums)
-    count = np.count_nonzero(checked != token_ids.IGNORED)
-    saved = {"logits": logits, "targets": checked, "log_sums": log_sums, "count": count}
-    return float(losses.sum(dtype=np.float64) / count), saved
+    tops, logs = np.empty((2, len(rows)), logits.dtype)
+    kernels_backward.log_sum_exp(rows, tops, logs)
+    counted = np.flatnonzero(checked != token_ids.IGNORED)
+    # The two large numbers first: their difference is small where the target is likely.
+    losses = (tops[counted] - rows[counted, checked[counted]]) + logs[counted]
+    saved = {"logits": logits, "targets": checked, "log_sums": tops + logs, "count": len(counted)}
+    return float(losses.mean(dtype=np.float64)), saved
 
 
 def backward(dloss: float, saved: dict[str, Any]) -> Array:

@@ -107,10 +107,13 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
     gate_up_proj, down_proj = saved["gate_up_proj"], saved["down_proj"]
     weights, dweights = np.empty((2, len(gate_up), 1), dy.dtype)
     weights[position.reshape(-1), 0] = saved["weights"].reshape(-1)
-    dgate_up_proj, ddown_proj = np.zeros_like(gate_up_proj), np.zeros_like(down_proj)
+    # The system's own zeros, which np.zeros_like would write once more: most are written over.
+    dgate_up_proj = np.zeros(gate_up_proj.shape, dy.dtype)
+    ddown_proj = np.zeros(down_proj.shape, dy.dtype)
     drows = np.empty((len(gate_up), dy.shape[1]), dy.dtype)
 
-    for e, own in _busy(saved["offsets"]):
+    def expert(work: tuple[int, slice]) -> None:
+        e, own = work
         dout, w = dy[token[own]], weights[own]
         dhidden = dout @ down_proj[e]
         hidden, dgate_up = np.empty_like(dhidden), np.empty_like(gate_up[own])
@@ -123,6 +126,7 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
         np.matmul(dgate_up.T, x[token[own]], out=dgate_up_proj[e])
         np.matmul(dgate_up, gate_up_proj[e], out=drows[own])
 
+    parallel.each(expert, _busy(saved["offsets"]))
     dx = np.zeros_like(dy)
     kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
     grads = {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
