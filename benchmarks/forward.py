@@ -39,15 +39,17 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 
 
 class Engine:
-    """A process of benchmarks.engine."""
+    """A process of benchmarks.engine, or of another module that takes the same orders."""
 
-    def __init__(self, name: str, directory: Path, tokens: Path, threads: int) -> None:
+    def __init__(
+        self, name: str, directory: Path, tokens: Path, threads: int, module: str = "engine"
+    ) -> None:
         self.name = name
         # Not a pipe: one that nobody reads fills up, and its writer stops.
         self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
         environment = os.environ | dict.fromkeys(THREADS, str(threads))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.engine", name, directory, tokens],
+            [sys.executable, "-m", f"benchmarks.{module}", name, directory, tokens],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True,
             env=environment, cwd=records.ROOT)  # fmt: skip
         self.facts = self._answer()

@@ -1,0 +1,141 @@
+"""Loss and gradients of one engine in its own process; benchmarks.training drives it.
+
+    python -m benchmarks.training_engine reference|pytorch|transformers CHECKPOINT TOKENS.npy
+
+Like benchmarks.engine, and with memory: the most that the process holds during a step, above what
+it held with its model loaded and all code run once on a few tokens. At the end of a step every
+engine holds one gradient for each weight.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.engine import threads
+from minik2.doctor import machine, measure
+
+# tokens (B, T) -> the loss and the embedding's gradient, the last that is known.
+Step = Callable[[Any], tuple[float, Any]]
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def reference(directory: Path) -> tuple[Step, dict[str, Any]]:
+    from minik2 import reference
+
+    model = reference.Model.from_pretrained(directory)
+
+    def step(tokens: Any) -> tuple[float, Any]:
+        loss, grads = model.loss_and_grads(tokens, np.roll(tokens, -1, axis=1))
+        return loss, grads[EMBEDDING]
+
+    return step, {"numba_layer": machine.numba_layer()}
+
+
+def pytorch(directory: Path) -> tuple[Step, dict[str, Any]]:
+    from minik2 import pytorch
+
+    model = pytorch.Model.from_pretrained(directory)
+
+    def step(tokens: Any) -> tuple[float, Any]:
+        loss, grads = model.loss_and_grads(tokens, np.roll(tokens, -1, axis=1))
+        return loss.item(), grads[EMBEDDING].numpy()
+
+    return step, {}
+
+
+def transformers(directory: Path) -> tuple[Step, dict[str, Any]]:
+    """transformers at its best: of its ways to run experts, the faster one here.
+
+    Its third way, batched_mm, copies an expert's matrices for every token: gigabytes here.
+    """
+    import torch
+    import torch.nn.functional as F
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+    def step(tokens: Any) -> tuple[float, Any]:
+        model.zero_grad(set_to_none=True)
+        logits = model(torch.from_numpy(tokens), use_cache=False).logits
+        targets = torch.from_numpy(np.roll(tokens, -1, axis=1))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        return loss.item(), model.model.embed_tokens.weight.grad.numpy()
+
+    tried = {}
+    for way in ("eager", "grouped_mm"):
+        model.set_experts_implementation(way)
+        tried[way] = measure.best(lambda: step(np.arange(256).reshape(2, 128)), seconds=2.0)
+    fastest = min(tried, key=tried.__getitem__)
+    model.set_experts_implementation(fastest)
+    model.zero_grad(set_to_none=True)
+    return step, {"experts": fastest, "attention": model.config._attn_implementation,
+                  "seconds_by_way_of_experts": tried}  # fmt: skip
+
+
+ENGINES = {"reference": reference, "pytorch": pytorch, "transformers": transformers}
+
+
+def most_memory(run: Callable[[], Any]) -> int:
+    """The largest resident size, in bytes, seen every two milliseconds while `run` runs."""
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen[0] = max(seen[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return seen[0]
+
+
+def main() -> None:
+    engine, directory, tokens = sys.argv[1], Path(sys.argv[2]), np.load(sys.argv[3])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(value: Any) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    step, facts = ENGINES[engine](directory)
+    step(tokens[:1, :8])
+    gc.collect()
+    loaded = psutil.Process().memory_info().rss
+    answer(facts | {"threads": threads(engine), "loaded_bytes": loaded})
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order == "time":
+            start = time.perf_counter()
+            step(tokens)
+            answer(time.perf_counter() - start)
+        elif order == "memory":
+            answer(most_memory(lambda: step(tokens)) - loaded)
+        elif order == "peak":
+            library = "numpy" if engine == "reference" else "torch"
+            answer(measure.gflops(library, "float32"))
+        else:
+            loss, grad = step(tokens)
+            np.save(order["logits"], np.append(grad.ravel(), loss))
+            answer(None)
+
+
+if __name__ == "__main__":
+    main()
