@@ -661,7 +661,7 @@ plots.wavelengths(frequencies, trained, served)
 # $1.1 \cdot 10^{12}$ numbers, times two bytes: **about 2.2 TB**, for one
 # layer of 61. The mask halves it, and it is still more than the whole
 # checkpoint. So nobody stores that matrix. The engine takes a few queries
-# at a time (here 16: about half a gigabyte in float32), PyTorch's kernel
+# of one head at a time (here 16: 8 megabytes in float32), PyTorch's kernel
 # a block of queries and keys. The cell below does the same arithmetic.
 #
 # </details>
