@@ -36,12 +36,14 @@ def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, An
 def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
     """dx as dy, and the gradients of the three matrices by their names."""
     x, gate_up, weights = saved["x"], saved["gate_up"], saved["weights"]
-    rows = dy.reshape(x.shape)
+    dhidden, ddown = parallel.product_backward(
+        dy.reshape(x.shape), saved["hidden"], weights["down_proj.weight"]
+    )
     d = np.empty_like(gate_up)
-    kernels_backward.swiglu_backward(rows @ weights["down_proj.weight"], gate_up, d)
+    kernels_backward.swiglu_backward(dhidden, gate_up, d)
     dgate, dup = np.split(d, 2, axis=1)
-    dx = dgate @ weights["gate_proj.weight"]
-    dx += dup @ weights["up_proj.weight"]
-    grads = {"gate_proj.weight": dgate.T @ x, "up_proj.weight": dup.T @ x,
-             "down_proj.weight": rows.T @ saved["hidden"]}  # fmt: skip
+    dx, dgate_proj = parallel.product_backward(dgate, x, weights["gate_proj.weight"])
+    dx_up, dup_proj = parallel.product_backward(dup, x, weights["up_proj.weight"])
+    dx += dx_up
+    grads = {"gate_proj.weight": dgate_proj, "up_proj.weight": dup_proj, "down_proj.weight": ddown}
     return dx.reshape(dy.shape), grads

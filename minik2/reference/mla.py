@@ -73,38 +73,32 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]
     turn = saved["cos"], saved["sin"], cfg.rope_interleave
     grads: dict[str, Array] = {}
 
-    dcontext, grads["o_proj.weight"] = _product(dy, saved["context"], weights["o_proj.weight"])
+    def back(name: str, dy: Array, x: Array) -> Array:
+        weight = f"{name}.weight"
+        dx, grads[weight] = parallel.product_backward(dy, x, weights[weight])
+        return dx
+
+    def back_norm(name: str, dy: Array) -> Array:
+        dx, own = norm.backward(dy, saved[name])
+        grads[f"{name}.weight"] = own["weight"]
+        return dx
+
+    dcontext = back("o_proj", dy, saved["context"])
     dq, dk, dv = attention.backward(
         dcontext.reshape(batch, tokens, heads, -1), saved["attention"]
     )
 
     dkv = np.concatenate([dk[..., :nope], dv], axis=-1).reshape(batch, tokens, -1)
-    dlatent, grads["kv_b_proj.weight"] = _product(
-        dkv, saved["latent"], weights["kv_b_proj.weight"]
-    )
-    dlatent, norms = norm.backward(dlatent, saved["kv_a_layernorm"])
-    grads["kv_a_layernorm.weight"] = norms["weight"]
+    dlatent = back_norm("kv_a_layernorm", back("kv_b_proj", dkv, saved["latent"]))
     dk_rope = rope.backward(dk[..., nope:].sum(axis=2, keepdims=True), *turn)
     dcompressed = np.concatenate([dlatent, dk_rope[:, :, 0]], axis=-1)
-    dx, grads["kv_a_proj_with_mqa.weight"] = _product(
-        dcompressed, x, weights["kv_a_proj_with_mqa.weight"]
-    )
+    dx = back("kv_a_proj_with_mqa", dcompressed, x)
 
     dq[..., nope:] = rope.backward(dq[..., nope:], *turn)
     dq = dq.reshape(batch, tokens, -1)
     if cfg.q_lora_rank is None:
-        dx_q, grads["q_proj.weight"] = _product(dq, x, weights["q_proj.weight"])
+        dx += back("q_proj", dq, x)
     else:
-        dlatent, grads["q_b_proj.weight"] = _product(
-            dq, saved["q_latent"], weights["q_b_proj.weight"]
-        )
-        dlatent, norms = norm.backward(dlatent, saved["q_a_layernorm"])
-        grads["q_a_layernorm.weight"] = norms["weight"]
-        dx_q, grads["q_a_proj.weight"] = _product(dlatent, x, weights["q_a_proj.weight"])
-    dx += dx_q
+        dlatent = back_norm("q_a_layernorm", back("q_b_proj", dq, saved["q_latent"]))
+        dx += back("q_a_proj", dlatent, x)
     return dx, grads
-
-
-def _product(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
-    """Gradients of x and weight where y = x weightᵀ."""
-    return dy @ weight, dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])

@@ -148,9 +148,8 @@ class Model:
         dlogits = loss.backward(1.0, saved_loss)
 
         final = saved.pop()
-        states = final["head"].reshape(-1, self.cfg.hidden_size)
-        dhead = dlogits.reshape(len(states), -1).T @ states
-        dx, norms = norm.backward(dlogits @ self.head, final["norm"])
+        dx, dhead = parallel.product_backward(dlogits, final["head"], self.head)
+        dx, norms = norm.backward(dx, final["norm"])
         grads = {"model.norm.weight": norms["weight"]}
         layers: list[dict[str, Any]] = []
         while saved:

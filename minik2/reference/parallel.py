@@ -57,6 +57,12 @@ def product(x: Array, weight: Array) -> Array:
     return y.reshape(*x.shape[:-1], len(weight))
 
 
+def product_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    """Gradients of `product`'s x and weight: dy weight, and dyᵀ x over all rows."""
+    rows, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    return product(dy, weight.T), product(rows.T, inputs.T)
+
+
 def _threads() -> int:
     return max((library["num_threads"] for library in _blas().info()), default=1)
 

@@ -69,8 +69,9 @@ def backward(
         dlogits = d * scores * (1 - scores)
     else:
         dlogits = scores * (d - (d * scores).sum(axis=1, keepdims=True))
-    dx = dlogits @ weight.astype(exact, copy=False)
-    dweight = dlogits.T @ x.astype(exact, copy=False)
+    dx, dweight = parallel.product_backward(
+        dlogits, x.astype(exact, copy=False), weight.astype(exact, copy=False)
+    )
     return dx.astype(x.dtype, copy=False), {"weight": dweight.astype(weight.dtype, copy=False)}
 
 
