@@ -20,6 +20,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 from benchmarks import rounding
 from minik2 import pytorch, reference
 from minik2.config import ModelConfig
+from tests.oracle import twin
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -125,6 +126,11 @@ def spread(experts: Array, weights: Array, cfg: ModelConfig) -> Array:
     return out
 
 
+def reference_gradients(model: reference.Model, inputs: Inputs) -> Array:
+    _, grads = model.loss_and_grads(inputs.tokens, np.roll(inputs.tokens, -1, axis=1))
+    return np.concatenate([grad.ravel() for grad in grads.values()])
+
+
 # PyTorch: the inputs are tensors on the model's device, in the model's dtype.
 
 
@@ -159,6 +165,12 @@ def pytorch_experts(model: pytorch.Model, inputs: Any) -> Any:
 
 def torch_spread(experts: Any, weights: Any, cfg: ModelConfig) -> Any:
     return weights.new_zeros(len(experts), cfg.n_routed_experts).scatter(1, experts, weights)
+
+
+def pytorch_gradients(model: pytorch.Model, inputs: Any) -> Any:
+    with torch.enable_grad():
+        _, grads = model.loss_and_grads(inputs.tokens, inputs.tokens.roll(-1, 1))
+    return torch.cat([grad.flatten() for grad in grads.values()])
 
 
 # transformers: the inputs are tensors on the CPU; its two model files differ in the rotation.
@@ -210,6 +222,19 @@ def transformers_whole(model: Any, inputs: Any) -> Any:
     return model(inputs.tokens).logits
 
 
+def transformers_gradients(model: Any, inputs: Any) -> Any:
+    """Their autograd's, in the order and under the names of the checkpoint, experts apart."""
+    with torch.enable_grad():
+        logits = model(inputs.tokens).logits
+        targets = inputs.tokens.roll(-1, 1).flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
+        held = dict(model.named_parameters())
+        grads = dict(zip(held, torch.autograd.grad(loss, list(held.values())), strict=True))
+    cfg = ModelConfig.from_json(model.config.to_dict())
+    names = [name for name in cfg.tensor_shapes() if not name.endswith("correction_bias")]
+    return torch.cat([twin.find(grads, name).flatten() for name in names])
+
+
 def whole(model: Any, inputs: Any) -> Any:
     return model(inputs.tokens)
 
@@ -228,4 +253,6 @@ PARTS = [
     Part("experts", three(reference_experts, pytorch_experts, transformers_experts),
          rounding.experts, needs_experts=True),
     Part("whole model", three(whole, whole, transformers_whole), rounding.model, chooses=True),
+    Part("all gradients", three(reference_gradients, pytorch_gradients, transformers_gradients),
+         rounding.gradients, chooses=True),
 ]  # fmt: skip

@@ -122,3 +122,13 @@ def model(cfg: ModelConfig, shape: Shape) -> Chain:
     added = Chain(1, 1) + norm(cfg, shape)
     return longest(mla(cfg, shape), output(cfg) + added, router(cfg, shape), up(cfg),
                    down(cfg) + added)  # fmt: skip
+
+
+def gradients(cfg: ModelConfig, shape: Shape) -> Chain:
+    """A stage forward, the same stage backward, and a weight's sum over all tokens.
+
+    Between two matrices the backward pass sums over what the forward pass summed over, and starts
+    from numbers that were rounded on the way there; the loss is a stage over the vocabulary.
+    """
+    there = longest(model(cfg, shape), Chain(cfg.vocab_size + 8, 1))
+    return there + there + Chain(shape[0] * shape[1], 1)

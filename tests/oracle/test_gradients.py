@@ -18,21 +18,12 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 40))
 
 
 def gradients_of(theirs, names, tokens, targets):
-    """transformers' own by the checkpoint's names, which its stacks of experts do not have."""
+    """transformers' loss, and its gradients by the checkpoint's names."""
     logits = theirs(torch.from_numpy(tokens)).logits
     loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
     held = dict(theirs.named_parameters())
     held = dict(zip(held, torch.autograd.grad(loss, list(held.values())), strict=True))
-
-    def find(name):
-        if ".experts." not in name:
-            return held[name]
-        stack, expert, matrix, _ = name.rsplit(".", 3)
-        if matrix == "down_proj":
-            return held[f"{stack}.down_proj"][int(expert)]
-        return held[f"{stack}.gate_up_proj"][int(expert)].chunk(2)[matrix == "up_proj"]
-
-    return loss.item(), {name: find(name) for name in names}
+    return loss.item(), {name: twin.find(held, name) for name in names}
 
 
 @pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])

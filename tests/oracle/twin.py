@@ -84,3 +84,13 @@ def build(cfg: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> An
             else:
                 tensor.copy_(noise / tensor.shape[-1] ** 0.5)
     return plain(model)
+
+
+def find(held: dict[str, Any], name: str) -> Any:
+    """The checkpoint's tensor `name` among transformers' parameters, whose experts are stacked."""
+    if ".experts." not in name:
+        return held[name]
+    stack, expert, matrix, _ = name.rsplit(".", 3)
+    if matrix == "down_proj":
+        return held[f"{stack}.down_proj"][int(expert)]
+    return held[f"{stack}.gate_up_proj"][int(expert)].chunk(2)[matrix == "up_proj"]
