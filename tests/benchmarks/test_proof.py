@@ -52,6 +52,7 @@ def biased_weights(x, weight, bias, cfg):
 
 ROUTER, NORM, ROTATE = reference.router.forward, reference.norm.forward, reference.rope.rotate
 SCALE, EXPERTS = pytorch.rope.softmax_scale, pytorch.moe.Experts.forward
+LOSS_BACKWARD = reference.loss.backward
 
 WRONG = {
     "the bias leaks into the weights": ("router", reference.router, "forward", biased_weights),
@@ -69,6 +70,11 @@ WRONG = {
     "the first choice counts twice": (
         "experts", pytorch.moe.Experts, "forward",
         lambda self, x, i, w: EXPERTS(self, x, i, w) + EXPERTS(self, x, i[:, :1], w[:, :1])),
+    "gradients turn the way that states do": (
+        "all gradients", reference.rope, "backward", ROTATE),
+    "a gradient is the sum over targets and not their mean": (
+        "all gradients", reference.loss, "backward",
+        lambda dloss, saved: LOSS_BACKWARD(dloss, saved | {"count": 1})),
 }  # fmt: skip
 
 
