@@ -36,7 +36,7 @@ def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
     """
     with _LOCK:
         threads = _threads()
-        if threads == 1:
+        if threads == 1 or not _kernels_may_meet():
             return list(map(work, items))
         with _blas().limit(limits=1):
             return list(_pool(threads).map(work, items))
@@ -65,6 +65,13 @@ def product_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
 
 def _threads() -> int:
     return max((library["num_threads"] for library in _blas().info()), default=1)
+
+
+@functools.cache
+def _kernels_may_meet() -> bool:
+    """False under workqueue, Numba's own threads: it ends the process where two kernels meet."""
+    numba.get_num_threads()  # loads the layer, whose name is not known before
+    return numba.threading_layer() != "workqueue"
 
 
 @functools.cache

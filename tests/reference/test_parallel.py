@@ -1,5 +1,8 @@
 """Work side by side: in order, with its errors, and with the libraries' threads as they were."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -98,3 +101,16 @@ def test_rows_are_shared_out_once_each(two_threads):
 
         parallel.each_rows(work, count)
         assert (seen == 1).all()
+
+
+def test_where_numba_has_only_its_own_threads_kernels_do_not_meet():
+    """Without OpenMP Numba falls back to workqueue, which ends the process where they do."""
+    code = ("import numba, numpy as np, minik2\n"
+            "model = minik2.reference.Model.init(minik2.ModelConfig.preset('tiny'))\n"
+            "tokens = np.arange(256).reshape(2, 128)\n"
+            "for _ in range(20): model.loss_and_grads(tokens, tokens)\n"
+            "print(numba.threading_layer())")  # fmt: skip
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "2")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | threads | {"NUMBA_THREADING_LAYER": "workqueue"})
+    assert (done.returncode, done.stdout) == (0, "workqueue\n"), done.stderr
