@@ -57,7 +57,7 @@ def test_the_makefile_asks_for_extras_that_exist():
     assert asked == set(PROJECT["optional-dependencies"])
 
 
-def test_the_wheel_holds_every_module_and_preset(tmp_path):
+def test_the_wheel_holds_every_module_and_data_file(tmp_path):
     pytest.importorskip("setuptools", "77")
     clone = tmp_path / "clone"  # a build leaves files beside its sources, and reads old ones
     for name in ("pyproject.toml", "LICENSE", "README.md", "minik2"):
@@ -69,6 +69,6 @@ def test_the_wheel_holds_every_module_and_preset(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("minik2/")}
-    wanted = {str(path.relative_to(ROOT)) for pattern in ("*.py", "presets/*.json")
+    wanted = {str(path.relative_to(ROOT)) for pattern in ("*.py", "*.json")
               for path in (ROOT / "minik2").rglob(pattern)}
     assert packed == wanted
