@@ -21,8 +21,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from lessons import execute, views
-from minik2.checks.files import write_whole
 from minik2.checks.notebooks import stub_hash
+from minik2.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds that a whole notebook may take where its outputs are made.

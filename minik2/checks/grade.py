@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from minik2.checks.exercise import find
-from minik2.checks.files import write_whole
 from minik2.checks.marking import Mark, mark
 from minik2.checks.notebooks import Notebook, NotebookError, read
 from minik2.checks.sandbox import clean
+from minik2.files import write_whole
 
 COLUMNS = ("submission", "lesson", "exercise", "outcome", "rung", "looks_like", "seed", "seconds",
            "note", "message")

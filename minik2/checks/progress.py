@@ -20,9 +20,9 @@ import numpy as np
 
 from minik2 import __version__
 from minik2.checks.exercise import Exercise, exercises, lesson_title
-from minik2.checks.files import write_whole
 from minik2.checks.marking import OUTCOMES, Mark, mark
 from minik2.checks.notebooks import Notebook, NotebookError, read
+from minik2.files import write_whole
 
 FOLDERS = ("notebooks", "exercises")
 LESSONS = "[0-9][0-9]_*.ipynb"

@@ -14,9 +14,9 @@ import pytest
 
 from minik2.checks import grade as module
 from minik2.checks import marking
-from minik2.checks.files import write_whole
 from minik2.checks.grade import COLUMNS, Row, grade, submissions, write_table
 from minik2.checks.marking import Mark
+from minik2.files import write_whole
 from tests.checks.worksheets import COUNT, READ, RIGHT, answer, code, save, worksheet
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
