@@ -1,5 +1,7 @@
 """Multi-head latent attention in torch, expanded form: every head's keys and values are formed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from minik2.pytorch.norm import RMSNorm
 class MLA(nn.Module):
     """One MLA block without its input norm and residual: x (B, T, D) -> (B, T, D).
 
-    cos, sin: (T, R/2) from `rope.table`. Source: arXiv 2412.19437 eq. 1-11.
+    cos, sin: (T, R/2) from `rope.table`. saved, if given, takes "attention": its queries, keys and
+    scale. Source: arXiv 2412.19437 eq. 1-11.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -52,11 +55,15 @@ class MLA(nn.Module):
         rotary = rope.rotate(rotary[:, :, None], cos, sin, cfg.rope_interleave)
         return self.kv_a_layernorm(latent), rotary
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, saved: dict[str, Any] | None = None
+    ) -> Tensor:
         cfg = self.cfg
         q = self.queries(x, cos, sin)
         latent, rotary = self.latents(x, cos, sin)
         kv = self.kv_b_proj(latent).unflatten(-1, (cfg.num_attention_heads, -1))
         nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], -1)
         k = torch.cat([nope, rotary.expand(*nope.shape[:-1], -1)], -1)
+        if saved is not None:
+            saved["attention"] = {"q": q, "k": k, "scale": self.scale}
         return self.o_proj(attention.forward(q, k, v, self.scale).flatten(-2))

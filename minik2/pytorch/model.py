@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from minik2 import checkpoint, initial
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
-from minik2.pytorch import generate, rope
+from minik2.pytorch import balance, generate, rope
 from minik2.pytorch.ffn import FFN
 from minik2.pytorch.mla import MLA
 from minik2.pytorch.moe import MoE
 from minik2.pytorch.norm import RMSNorm
+from minik2.pytorch.watch import Watch
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x (B, T, D)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x (B, T, D).
+
+    saved, if given, takes what attention and router leave there.
+    """
 
     def __init__(self, cfg: ModelConfig, number: int) -> None:
         super().__init__()
@@ -36,9 +40,12 @@ class Layer(nn.Module):
         moe = cfg.is_moe(number)
         self.mlp = MoE(cfg) if moe else FFN(cfg.hidden_size, cfg.intermediate_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, saved: dict[str, Any] | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, saved)
+        y = self.post_attention_layernorm(x)
+        return x + (self.mlp(y, saved) if isinstance(self.mlp, MoE) else self.mlp(y))
 
 
 class Trunk(nn.Module):
@@ -126,20 +133,32 @@ class Model(nn.Module):
         arrays = ((name, _to_numpy(tensor)) for name, tensor in self.weights.items())
         checkpoint.save(directory, self.cfg, arrays)
 
-    def forward(self, tokens: Any) -> Tensor:
+    def forward(self, tokens: Any, watch: Watch | None = None) -> Tensor:
         """Next-token logits: whole numbers (B, T), tensor or array -> (B, T, vocab).
 
-        Raises what `minik2.tokens.check` raises; of tokens that are on a GPU only shape and dtype
-        are looked at, because reading them would make the host wait for the device at every call.
+        watch takes the heads' largest logits and the experts' loads. Raises what
+        `minik2.tokens.check` raises; of tokens that are on a GPU only shape and dtype are looked
+        at, because reading them would make the host wait for the device at every call.
         """
+        return self._run(tokens, 0.0, watch)[0]
+
+    def _run(self, tokens: Any, alpha: float, watch: Watch | None) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the balance loss of every layer with experts if alpha is not 0."""
         tokens = self._token_ids(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.model.embed_tokens(tokens)
         exact = torch.promote_types(x.dtype, torch.float32)
         cos, sin = rope.table(self.cfg, positions, exact)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return self.lm_head(self.model.norm(x))
+        prices = []
+        for number, layer in enumerate(self.model.layers):
+            saved: dict[str, Any] | None = {} if alpha or watch is not None else None
+            x = layer(x, cos, sin, saved)
+            if saved is not None and watch is not None:
+                watch.take(number, saved)
+            if saved is not None and alpha and "router" in saved:
+                scores = saved["router"]["scores"].unflatten(0, tokens.shape)
+                prices.append(balance.forward(scores, self.cfg.num_experts_per_tok, alpha))
+        return self.lm_head(self.model.norm(x)), prices
 
     def _token_ids(self, tokens: Any) -> Tensor:
         if not _on_a_device(tokens):
@@ -149,22 +168,39 @@ class Model(nn.Module):
             raise TypeError(f"Tokens on a device must be int32 or int64, not {tokens.dtype}.")
         return tokens.to(self.device)
 
-    def loss(self, tokens: Any, targets: Any) -> Tensor:
-        """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each."""
-        logits = self(tokens)
+    def loss(
+        self,
+        tokens: Any,
+        targets: Any,
+        balance_alpha: float = 0.0,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each.
+
+        balance_alpha > 0 adds the sequence-wise balance loss of every layer with experts
+        (`balance.forward`). watch takes the heads' largest logits and the experts' loads.
+        """
+        logits, prices = self._run(tokens, balance_alpha, watch)
         exact = torch.promote_types(logits.dtype, torch.float32)
         if not _on_a_device(targets):
             checked = token_ids.check_targets(targets, logits.shape[:2], self.cfg)
             targets = torch.from_numpy(checked).to(self.device)
-        return F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten())
+        return sum(prices, F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten()))
 
-    def loss_and_grads(self, tokens: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_grads(
+        self,
+        tokens: Any,
+        targets: Any,
+        balance_alpha: float = 0.0,
+        watch: Watch | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss` and its gradient for every trained tensor of the checkpoint, by its name.
 
         An expert's gradients are views of its layer's stack, zero if no token chose it; the
         correction bias has none. Nothing is added to the parameters' own `.grad`.
         """
-        loss, parameters = self.loss(tokens, targets), dict(self.named_parameters())
+        loss = self.loss(tokens, targets, balance_alpha, watch)
+        parameters = dict(self.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
         held = dict(zip(parameters, grads, strict=True))
         names = (n for n in self.cfg.tensor_shapes() if not n.endswith("e_score_correction_bias"))

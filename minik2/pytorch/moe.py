@@ -1,5 +1,7 @@
 """Mixture of experts in torch: sort by expert, grouped products, sum back."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,10 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """y = routed(x) + shared(x): x (B, T, D) -> (B, T, D). Source: arXiv 2412.19437 eq. 12."""
+    """y = routed(x) + shared(x): x (B, T, D) -> (B, T, D). Source: arXiv 2412.19437 eq. 12.
+
+    saved, if given, takes "router": its scores and indices.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -45,7 +50,7 @@ class MoE(nn.Module):
             cfg.hidden_size, cfg.n_shared_experts * cfg.moe_intermediate_size
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, saved: dict[str, Any] | None = None) -> Tensor:
         rows = x.flatten(0, -2)
-        indices, weights = self.gate(rows)
+        indices, weights = self.gate(rows, saved)
         return self.experts(rows, indices, weights).view_as(x) + self.shared_experts(x)

@@ -1,5 +1,7 @@
 """The router in torch: chosen by biased scores, weighed by unbiased ones."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ class Router(nn.Module):
 
     Scores are float32 at least, whatever x is; ties fall as torch.topk lets them. The correction
     bias is a buffer, not a parameter: no gradient reaches it, and it stays float32 when the model
-    becomes bfloat16.
+    becomes bfloat16. saved, if given, takes "router": scores (tokens, E) and indices.
     Source: arXiv 2412.19437 eq. 12-16.
     """
 
@@ -33,7 +35,7 @@ class Router(nn.Module):
             self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, saved: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         cfg = self.cfg
         exact = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(exact), self.weight.to(exact))
@@ -45,6 +47,8 @@ class Router(nn.Module):
             if cfg.n_group > 1:
                 choice = self._keep_best_groups(choice)
             indices = choice.topk(cfg.num_experts_per_tok, dim=-1).indices
+        if saved is not None:
+            saved["router"] = {"scores": scores, "indices": indices}
         weights = scores.gather(1, indices)
         if cfg.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

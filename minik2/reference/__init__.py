@@ -29,8 +29,9 @@ from minik2.reference import (
     router,
 )
 from minik2.reference.model import Model
+from minik2.reference.watch import Watch
 
 __all__ = [
-    "Model", "adamw", "attention", "balance", "embedding", "ffn", "loss", "mla", "moe", "muon",
-    "norm", "qk_clip", "rope", "router",
+    "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn", "loss", "mla", "moe",
+    "muon", "norm", "qk_clip", "rope", "router",
 ]  # fmt: skip

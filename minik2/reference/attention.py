@@ -22,19 +22,21 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str
 
     q, k: (B, T, H, N + R); v: (B, T, H, V); y: (B, T, H, V), all of one dtype. Query t sees keys
     0 to t. A block of queries needs only the keys up to its end, which halves the work.
+    saved["tops"] (B, H, T): each query's largest q · k, which softmax needs and QK-Clip asks for.
     Source: arXiv 1706.03762 eq. 1.
     """
     batch, tokens, heads, _ = q.shape
     y = np.empty((batch, tokens, heads, v.shape[-1]), q.dtype)
+    tops = np.empty((batch, heads, tokens), q.dtype)
 
     def head(place: int) -> None:
         b, h = divmod(place, heads)
         one = np.s_[b : b + 1, :, h : h + 1]
-        for start, stop, chances in _blocks(q[one], k[one], scale):
+        for start, stop, chances in _blocks(q[one], k[one], scale, tops[b, h]):
             np.matmul(chances[0, 0], v[b, :stop, h], out=y[b, start:stop, h])
 
     parallel.each(head, range(batch * heads))
-    return y, {"q": q, "k": k, "v": v, "scale": scale}
+    return y, {"q": q, "k": k, "v": v, "scale": scale, "tops": tops}
 
 
 def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
@@ -50,7 +52,8 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
     def head(place: int) -> None:
         b, h = divmod(place, heads)
         one = np.s_[b : b + 1, :, h : h + 1]
-        for start, stop, chances in _blocks(q[one], k[one], scale):
+        # The scores are made anew, and with them the same tops.
+        for start, stop, chances in _blocks(q[one], k[one], scale, saved["tops"][b, h]):
             own = dy[b, start:stop, h]
             dv[b, :stop, h] += chances[0, 0].T @ own
             d = own @ v[b, :stop, h].T
@@ -64,8 +67,11 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-def _blocks(q: Array, k: Array, scale: float) -> Iterator[tuple[int, int, Array]]:
-    """Start, stop and chances (B, H, stop - start, stop) of each block of queries."""
+def _blocks(q: Array, k: Array, scale: float, tops: Array) -> Iterator[tuple[int, int, Array]]:
+    """Start, stop and chances (1, 1, stop - start, stop) of each block of one head's queries.
+
+    q, k: (1, T, 1, N + R); tops (T,) takes each query's largest score.
+    """
     batch, tokens, heads, _ = q.shape
     block = min(128, max(16, SCORES // (batch * heads * tokens)))
     queries, keys = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
@@ -73,5 +79,5 @@ def _blocks(q: Array, k: Array, scale: float) -> Iterator[tuple[int, int, Array]
         stop = min(start + block, tokens)
         scores = queries[:, :, start:stop] @ keys[..., :stop]
         rows = scores.reshape(-1, stop - start, stop)
-        kernels.causal_softmax(rows, start, q.dtype.type(scale))
+        kernels.causal_softmax(rows, tops[None, start:stop], start, q.dtype.type(scale))
         yield start, stop, scores

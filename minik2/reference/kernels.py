@@ -102,16 +102,18 @@ def _largest(row, stop):
 
 
 @kernel
-def causal_softmax(scores, start, scale):
+def causal_softmax(scores, tops, start, scale):
     """In place: scores (heads, queries, keys) become softmax(scale x scores) over visible keys.
 
-    Query j stands at position start + j and sees keys 0 to start + j; the others become 0.
+    Query j stands at position start + j and sees keys 0 to start + j; the others become 0. tops
+    (heads, queries) takes each query's largest visible score, before the scaling.
     """
     heads, queries, keys = scores.shape
     for r in prange(heads * queries):
         row = scores[r // queries, r % queries]
         visible = start + r % queries + 1
         top = _largest(row, visible)
+        tops[r // queries, r % queries] = top
         total = row.dtype.type(0)
         for s in range(visible):
             row[s] = _exp((row[s] - top) * scale)

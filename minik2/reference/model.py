@@ -28,6 +28,7 @@ from minik2.reference import (
     parallel,
     rope,
 )
+from minik2.reference.watch import Watch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -89,22 +90,28 @@ class Model:
         """Write config.json and safetensors that `from_pretrained` and transformers load."""
         checkpoint.save(directory, self.cfg, self.weights)
 
-    def forward(self, tokens: Array) -> tuple[Array, list[dict[str, Any]]]:
+    def forward(
+        self, tokens: Array, watch: Watch | None = None
+    ) -> tuple[Array, list[dict[str, Any]]]:
         """Logits and what every layer saved (attention, router choices, …), layer by layer."""
         saved: list[dict[str, Any]] = []
-        return self._run(tokens, saved), saved
+        return self._run(tokens, saved, watch), saved
 
     def __call__(self, tokens: Array) -> Array:
         """Next-token logits: int array (B, T) -> (B, T, vocab) in the model's dtype."""
         return self._run(tokens, None)
 
-    def _run(self, tokens: Array, saved: list[dict[str, Any]] | None) -> Array:
+    def _run(
+        self, tokens: Array, saved: list[dict[str, Any]] | None, watch: Watch | None = None
+    ) -> Array:
         cfg = self.cfg
         tokens = token_ids.check(tokens, cfg)
         cos, sin = rope.table(cfg, np.arange(tokens.shape[1]), self.dtype)
         x, embedded = embedding.forward(tokens, self.weights["model.embed_tokens.weight"])
-        for weights in self.layers:
+        for number, weights in enumerate(self.layers):
             x, layer_saved = self._layer(x, weights, cos, sin)
+            if watch is not None:
+                watch.take(number, layer_saved)
             if saved is not None:
                 saved.append(layer_saved)
         x, final = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
@@ -133,17 +140,21 @@ class Model:
         return loss.forward(self(tokens), targets, self.cfg)[0]
 
     def loss_and_grads(
-        self, tokens: Array, targets: Array, balance_alpha: float = 0.0
+        self,
+        tokens: Array,
+        targets: Array,
+        balance_alpha: float = 0.0,
+        watch: Watch | None = None,
     ) -> tuple[float, dict[str, Array]]:
         """The loss and its gradient for every trained tensor of the checkpoint, by its name.
 
         tokens, targets: (B, T) whole numbers; targets are already shifted, -100 where none counts.
         An expert's gradients are views of its layer's stack, zero if no token chose it; the
         correction bias has none. balance_alpha > 0 adds the sequence-wise balance loss of every
-        layer with experts (`balance.forward`) to the loss returned. Raises what `loss` raises.
+        layer with experts (`balance.forward`) to the loss returned. watch takes the heads' largest
+        logits and the experts' loads. Raises what `loss` raises.
         """
-        saved: list[dict[str, Any]] = []
-        logits = self._run(tokens, saved)
+        logits, saved = self.forward(tokens, watch)
         total, saved_loss = loss.forward(logits, targets, self.cfg)
         dlogits = loss.backward(1.0, saved_loss)
 

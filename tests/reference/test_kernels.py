@@ -70,7 +70,10 @@ def test_causal_softmax(dtype, heads, queries, start, spread, seed):
     exact = np.where(hidden, -np.inf, exact * np.longdouble(scale))
     powers = np.exp(exact - exact.max(axis=2, keepdims=True))
     want = powers / powers.sum(axis=2, keepdims=True)
-    kernels.causal_softmax(scores, start, scale)
+    visible = np.where(hidden, -np.inf, scores)
+    tops = np.full((heads, queries), NAN, dtype)
+    kernels.causal_softmax(scores, tops, start, scale)
+    assert (tops == visible.max(axis=2)).all()
     # An exponent z is rounded twice and moves e^z by |z| roundings; the sum adds `keys` of them.
     depth = np.abs(exact[~np.broadcast_to(hidden, exact.shape)]).max() * 2
     unit = (2 * depth + keys + 8) * np.finfo(dtype).eps
@@ -173,7 +176,9 @@ def test_trouble_is_passed_on_and_stays_in_its_row(dtype, bad, place):
     assert not np.isfinite(y[1]).all() and np.isfinite(y[[0, 2]]).all()
 
     rows = x.copy()[:, None]
-    kernels.causal_softmax(rows, 40, dtype(0.5))
+    tops = np.empty((3, 1), dtype)
+    kernels.causal_softmax(rows, tops, 40, dtype(0.5))
+    assert np.array_equal(tops, x.max(axis=1, keepdims=True), equal_nan=True)
     # A score of -inf is a key that gets no weight; the other two leave nothing to trust.
     assert np.isnan(rows[1]).all() if bad != -INF else rows[1, 0, place] < 1e-37
     assert np.isfinite(rows[[0, 2]]).all()
