@@ -1,5 +1,7 @@
-"""What a model is trained with: the text it reads."""
+"""Training: the text, the recipe, and runs that can be killed at any moment."""
 
 from minik2.training.corpus import Corpus
+from minik2.training.settings import Settings
+from minik2.training.trainer import Habits, Outcome, train
 
-__all__ = ["Corpus"]
+__all__ = ["Corpus", "Habits", "Outcome", "Settings", "train"]

@@ -8,6 +8,7 @@ no other. A zero byte, which source text never holds, ends each file.
 
 from __future__ import annotations
 
+import hashlib
 import sysconfig
 import zlib
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ class Corpus:
 
     files: {"train" or "validation": names in the order in which they were joined}.
     bytes: {"train" or "validation": (bytes,) uint8}, each file followed by one zero byte.
+    checksums: {name: SHA-256 of the content}, by which a run knows its text again.
     """
 
     def __init__(self, files: Iterable[tuple[str, bytes]]) -> None:
@@ -51,6 +53,7 @@ class Corpus:
             # Few files may all fall on one side: the last one changes over.
             full, empty = sorted(SPLITS, key=lambda split: -len(parts[split]))
             parts[empty].append(parts[full].pop())
+        self.checksums = {name: hashlib.sha256(content).hexdigest() for name, content in texts}
         self.files = {split: [name for name, _ in parts[split]] for split in SPLITS}
         self.bytes = {split: _join(content for _, content in parts[split]) for split in SPLITS}
 

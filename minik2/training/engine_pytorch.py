@@ -1,0 +1,137 @@
+"""The torch engine in training: autograd, MuonClip or torch.optim.AdamW, CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from minik2 import pytorch
+from minik2.config import ModelConfig
+from minik2.pytorch.muon import MuonClip
+from minik2.training import engines
+from minik2.training.engines import Batch
+from minik2.training.settings import Settings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class PyTorchEngine:
+    """`engines.Engine` in PyTorch, float32."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        settings: Settings,
+        device: str,
+        saved: tuple[str, Mapping[str, Array]] | None,
+    ) -> None:
+        self.cfg, self.settings, self.device = cfg, settings, torch.device(device)
+        if saved is None:
+            self.model = pytorch.Model.init(cfg, settings.seed, self.device)
+        else:
+            self.model = pytorch.Model.from_pretrained(saved[0], self.device)
+        self.watch = pytorch.Watch(cfg, self.device)
+        decay, adamw_rate = settings.weight_decay, settings.adamw_rate or settings.rate
+        self.optimizer: MuonClip | torch.optim.AdamW
+        if settings.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(), settings.rate, (0.9, 0.95), weight_decay=decay
+            )
+            self.parts: tuple[torch.optim.Optimizer, ...] = (self.optimizer,)
+        else:
+            tau = settings.tau if settings.optimizer == "muonclip" else None
+            self.optimizer = MuonClip(
+                self.model, settings.rate, tau=tau, adamw_lr=adamw_rate, weight_decay=decay
+            )
+            self.parts = (self.optimizer.muon, self.optimizer.adamw)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        if saved is not None:
+            self._load(saved[1])
+
+    def gradients(self, batches: Sequence[Batch]) -> float:
+        self.watch.reset()
+        self.optimizer.zero_grad()
+        total = 0.0
+        for tokens, targets in batches:
+            loss = self.model.loss(tokens, targets, self.settings.balance_alpha, watch=self.watch)
+            (loss / len(batches)).backward()
+            total += loss.item()
+        return total / len(batches)
+
+    def norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm(self._grads().values()))
+
+    def shorten(self, factor: float) -> None:
+        torch._foreach_mul_(list(self._grads().values()), factor)
+
+    def not_finite(self) -> str | None:
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        for kind, held in (("weight", weights), ("gradient of", self._grads())):
+            for name, tensor in held.items():
+                if not engines.usable(float(tensor.norm())):
+                    return f"{kind} {name}"
+        return None
+
+    def update(self, share: float) -> Array | None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
+        if not isinstance(self.optimizer, MuonClip):
+            self.optimizer.step()
+            return None
+        gammas = self.optimizer.step(self.watch.max_logits)
+        return gammas.cpu().numpy() if self.settings.optimizer == "muonclip" else None
+
+    def balance(self) -> None:
+        for layer, loads in zip(self.model.model.layers, self.watch.loads, strict=True):
+            gate = getattr(layer.mlp, "gate", None)
+            bias = getattr(gate, "e_score_correction_bias", None)
+            if bias is not None:
+                pytorch.router.update_bias(
+                    bias, loads, self.settings.bias_speed, self.settings.bias_mean_free
+                )
+
+    def seen(self) -> tuple[Array, Array, float]:
+        logits, loads = self.watch.max_logits.cpu().numpy(), self.watch.loads.cpu().numpy()
+        return logits, loads, self.watch.seconds
+
+    @torch.inference_mode()
+    def loss(self, tokens: Array, targets: Array) -> float:
+        return self.model.loss(tokens, targets).item()
+
+    @torch.inference_mode()
+    def continued(self, tokens: Array, count: int, temperature: float, seed: int) -> Array:
+        return self.model.generate(tokens[None], count, temperature, seed)[0].cpu().numpy()
+
+    def weights(self) -> dict[str, Array]:
+        return {name: t.detach().cpu().numpy() for name, t in self.model.weights.items()}
+
+    def optimizer_state(self) -> dict[str, Array]:
+        names: dict[torch.Tensor, str] = {p: n for n, p in self.model.named_parameters()}
+        return {
+            f"{names[p]}/{kind}": tensor.detach().cpu().numpy()
+            for part in self.parts for p, held in part.state.items()
+            for kind, tensor in held.items()
+        }  # fmt: skip
+
+    def _load(self, state: Mapping[str, Array]) -> None:
+        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        parameters = dict(self.model.named_parameters())
+        for key, array in state.items():
+            name, _, kind = key.rpartition("/")
+            # AdamW's count of steps stays on the CPU, as it is where AdamW makes it.
+            device = "cpu" if kind == "step" else self.device
+            p = parameters[name]
+            owners[p].state[p][kind] = torch.from_numpy(array).to(device)
+
+    def _grads(self) -> dict[str, torch.Tensor]:
+        named = self.model.named_parameters()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+    def memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return psutil.Process().memory_info().rss

@@ -1,0 +1,115 @@
+"""Both engines behind the few verbs that a trainer needs, each with its optimizer.
+
+Unusual here: this is all that the trainer knows about either. Gradients of several batches are
+averaged, the router's loads and the heads' largest logits joined over them, and an update is one
+call; what comes out is NumPy, so that saving, resuming and counting are written once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from minik2.config import ModelConfig
+from minik2.training.settings import Settings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Batch = tuple[Array, Array]
+
+# Squares of float32 gradients beyond this overflow, and Muon would make nothing of them.
+LARGEST = 1e18
+
+
+class Engine(Protocol):
+    """A model in training. Everything that it returns is NumPy or a plain number."""
+
+    def gradients(self, batches: Sequence[Batch]) -> float:
+        """The mean loss over (tokens, targets) pairs; their mean gradient is kept for `update`."""
+
+    def norm(self) -> float:
+        """The length of the whole gradient, not finite if any of its numbers is not."""
+
+    def shorten(self, factor: float) -> None:
+        """Multiply the gradient."""
+
+    def not_finite(self) -> str | None:
+        """The first weight, or else the first gradient, that holds a number that is no use."""
+
+    def update(self, share: float) -> Array | None:
+        """One step at `share` of the rates; MuonClip returns γ (layers, H), others None."""
+
+    def balance(self) -> None:
+        """Move the correction biases by the loads of the last `gradients`."""
+
+    def seen(self) -> tuple[Array, Array, float]:
+        """Of the last `gradients`: largest logits (layers, H), loads (layers, E), and the seconds
+        that the logits' own pass took."""
+
+    def loss(self, tokens: Array, targets: Array) -> float:
+        """The mean loss, nothing kept."""
+
+    def continued(self, tokens: Array, count: int, temperature: float, seed: int) -> Array:
+        """tokens (T,) and `count` more."""
+
+    def weights(self) -> dict[str, Array]:
+        """Every tensor of the checkpoint, perhaps a view of what is being trained."""
+
+    def optimizer_state(self) -> dict[str, Array]:
+        """Every array that the optimizer keeps between steps."""
+
+    def memory(self) -> int:
+        """Bytes: of a GPU the most that tensors took so far, else what the process holds now."""
+
+
+def make(
+    cfg: ModelConfig, settings: Settings, device: str, saved: tuple[str, Mapping[str, Array]] | None
+) -> Engine:
+    """The engine that `settings` names, at its start or where a checkpoint left it.
+
+    saved: the checkpoint's directory and optimizer arrays, None for a new run.
+    """
+    if settings.engine == "reference":
+        if device != "cpu":
+            raise ValueError(f"The reference computes on the CPU, not on {device!r}.")
+        from minik2.training import engine_reference
+
+        return engine_reference.ReferenceEngine(cfg, settings, saved)
+    from minik2.training import engine_pytorch
+
+    return engine_pytorch.PyTorchEngine(cfg, settings, device, saved)
+
+
+@contextlib.contextmanager
+def threads(engine: str, count: int | None) -> Iterator[int]:
+    """Compute on `count` threads inside, None leaving them as they are; gives how many these are.
+
+    For the reference they are those of the matrix products, which everything else follows.
+    """
+    if engine == "reference":
+        with ThreadpoolController().select(user_api="blas").limit(limits=count):
+            pools = ThreadpoolController().select(user_api="blas").info()
+            yield max((pool["num_threads"] for pool in pools), default=1)
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def usable(norm: float) -> bool:
+    """False for a gradient that no update can be made from; NaN is one."""
+    return norm < LARGEST
+
+
+def length(squares: float) -> float:
+    """The root of a sum of squares; infinities and NaN stay what they are."""
+    return math.sqrt(squares) if squares >= 0 else math.nan

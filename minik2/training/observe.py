@@ -1,0 +1,44 @@
+"""Numbers that tell how a training step is doing, from arrays that the step leaves behind.
+
+Unusual here: weights are put together by kind, layer and expert numbers struck out of their names,
+because a thousand experts' root mean squares tell nobody anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def kind_of(name: str) -> str:
+    """The checkpoint's name without its numbers and its `model.`, `layers.` and `.weight`.
+
+    >>> kind_of("model.layers.3.mlp.experts.17.down_proj.weight")
+    'mlp.experts.down_proj'
+    """
+    parts = [p for p in name.split(".") if not p.isdigit()]
+    return ".".join(p for p in parts if p not in ("model", "layers", "weight"))
+
+
+def rms_by_kind(arrays: Mapping[str, Array]) -> dict[str, float]:
+    """Root mean square over all tensors of a kind."""
+    squares: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for name, array in arrays.items():
+        kind = kind_of(name)
+        squares[kind] = squares.get(kind, 0.0) + float(np.square(array, dtype=np.float64).sum())
+        counts[kind] = counts.get(kind, 0) + array.size
+    return {kind: math.sqrt(squares[kind] / counts[kind]) for kind in squares}
+
+
+def violation(loads: Array) -> float:
+    """How far the busiest expert is above the mean: max / mean - 1, 0 for equal loads.
+
+    loads: (E,) counts, not all 0. Source: MaxVio in arXiv 2408.15664.
+    """
+    return float(loads.max() / loads.mean() - 1)

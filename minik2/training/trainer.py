@@ -1,0 +1,303 @@
+"""The training run: batches in, steps made, everything written down, nothing lost.
+
+Unusual here: there is one way to begin a run and to go on with it, the same call. What a step does
+depends on nothing but the checkpoint before it (weights, optimizer, place in the schedule, state of
+the sampler), so a run that was killed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from minik2.config import ModelConfig
+from minik2.training import engines, identity, store
+from minik2.training.corpus import VOCABULARY, Corpus, decode, encode
+from minik2.training.engines import Engine
+from minik2.training.metrics import Metrics
+from minik2.training.observe import rms_by_kind, violation
+from minik2.training.schedule import wsd
+from minik2.training.settings import Settings
+
+# Held-out windows of an evaluation: always the same ones, evenly spread over the text.
+HELD_OUT = 64
+SAMPLE_BYTES, SAMPLE_TEMPERATURE = 160, 0.8
+
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+class Diverged(ValueError):
+    """A loss or gradient that is no number to go on with; the message says where, and what then."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What changes no weight. threads None: as many as the engine's library would use by itself;
+    prompt: what samples begin with.
+
+    A save every `save_every` steps and an evaluation every `evaluate_every`, and both at the end.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    evaluate_every: int = 50
+    save_every: int = 100
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "evaluate_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be a whole number, 1 up, not {value}.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: steps made in all, the last held-out loss (nats a token; None
+    before the first), the newest checkpoint, and whether somebody asked it to stop early."""
+
+    step: int
+    held_out: float | None
+    checkpoint: Path | None
+    interrupted: bool
+
+
+def train(
+    cfg: ModelConfig,
+    settings: Settings,
+    corpus: Corpus,
+    out: str | Path,
+    habits: Habits | None = None,
+    tell: Tell = lambda kind, facts: None,
+) -> Outcome:
+    """Train a model of `cfg` by `settings` on `corpus`, in the directory `out`.
+
+    A new directory begins a run; the directory of the same run goes on with it; of another run it
+    is refused. tell(kind, facts) is called with every line of the metrics, and with "warning",
+    "saved" and "begin". The first Ctrl-C ends the run after the step in hand, saved; a second one
+    at once. Raises ValueError (RunError, Diverged) and OSError, each with one sentence.
+    """
+    run, habits = Path(out), habits or Habits()
+    if cfg.vocab_size < VOCABULARY:
+        raise ValueError(
+            f"The text is bytes, {VOCABULARY} of them, but this model's vocabulary has "
+            f"{cfg.vocab_size}; choose a config with vocab_size {VOCABULARY} or more."
+        )
+    if settings.window > cfg.max_position_embeddings:
+        raise ValueError(
+            f"A window of {settings.window} tokens is longer than the model's "
+            f"{cfg.max_position_embeddings} positions; ask for a shorter --window."
+        )
+    for split in ("train", "validation"):
+        corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
+    identity.claim(run, identity.of(cfg, settings, corpus))
+    try:
+        with (
+            filelock.FileLock(run / ".lock", timeout=0),
+            engines.threads(settings.engine, habits.threads) as threads,
+            _stop_when_asked() as asked,
+        ):
+            return _Run(cfg, settings, corpus, run, habits, tell, threads).go(asked)
+    except filelock.Timeout:
+        raise store.RunError(
+            f"Another process is training in {run}; wait for it, or name another --out."
+        ) from None
+
+
+class _Run:
+    """One call of `train`, from the newest checkpoint to the last step."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        settings: Settings,
+        corpus: Corpus,
+        run: Path,
+        habits: Habits,
+        tell: Tell,
+        threads: int,
+    ) -> None:
+        self.cfg, self.settings, self.corpus = cfg, settings, corpus
+        self.run, self.habits, self.tell = run, habits, tell
+        self.made_with = {
+            "threads": threads, "device": habits.device, "numpy": np.__version__,
+            "python": platform.python_version(), "machine": platform.machine(),
+        }  # fmt: skip
+        store.tidy(run)
+        saved, warnings = store.newest(run)
+        self.rng = np.random.default_rng(settings.seed)
+        self.step, self.trained, self.held_out = 0, 0.0, None
+        self.checkpoint = saved.path if saved else None
+        if saved:
+            self.step, self.trained = saved.step, saved.state["trained"]
+            self.held_out = saved.state["held_out"]
+            self.rng.bit_generator.state = saved.state["sampler"]
+            warnings += self._compare(saved.state["made_with"])
+        held = (str(saved.model), saved.optimizer) if saved else None
+        self.engine: Engine = engines.make(cfg, settings, habits.device, held)
+        self.metrics = Metrics(run, self.step)
+        for warning in warnings:
+            tell("warning", {"step": self.step, "text": warning})
+        tell("begin", {"step": self.step, "steps": settings.steps, **self.made_with})
+
+    def _compare(self, before: dict[str, Any]) -> list[str]:
+        changed = [
+            f"{key} {before.get(key)} until now, {value} from here"
+            for key, value in self.made_with.items() if before.get(key) != value
+        ]  # fmt: skip
+        if not changed:
+            return []
+        return [
+            f"The run goes on in other circumstances ({'; '.join(changed)}), so its last bits may "
+            "differ from those of a run that was not interrupted."
+        ]
+
+    def go(self, asked: Callable[[], bool]) -> Outcome:
+        settings, habits = self.settings, self.habits
+        try:
+            if 0 < self.step < settings.steps:
+                self._note("resumed", **self.made_with)
+            elif not self.step and not asked():
+                self._evaluate(None)
+            while self.step < settings.steps and not asked():
+                self.step += 1
+                last = self.step == settings.steps
+                evaluate = last or self.step % habits.evaluate_every == 0
+                before = self._copy() if evaluate else None
+                self._train_step()
+                if evaluate:
+                    self._evaluate(before)
+                if last or self.step % habits.save_every == 0 or asked():
+                    self._save()
+        finally:
+            self.metrics.close()
+        return Outcome(self.step, self.held_out, self.checkpoint, self.step < settings.steps)
+
+    def _train_step(self) -> None:
+        settings, engine, step = self.settings, self.engine, self.step
+        start = time.perf_counter()
+        batches = [
+            self.corpus.sample("train", settings.batch, settings.window, self.rng)
+            for _ in range(settings.accumulate)
+        ]
+        loss = engine.gradients(batches)
+        norm = engine.norm()
+        if not np.isfinite(loss) or not engines.usable(norm):
+            self._diverged(f"loss {loss}, length of the gradient {norm}", engine.not_finite())
+        if settings.clip_norm is not None and norm > settings.clip_norm:
+            engine.shorten(settings.clip_norm / norm)
+        share = wsd(step, settings.steps, settings.warmup, settings.decay, settings.final)
+        gammas = engine.update(share)
+        max_logits, loads, maxima_seconds = engine.seen()
+        if settings.bias_speed and step <= settings.bias_until * settings.steps:
+            engine.balance()
+        seconds = time.perf_counter() - start
+        self.trained += seconds
+        self._note(
+            "step",
+            loss=loss,
+            rate=share * settings.rate,
+            norm=norm,
+            max_logit=max_logits.max(axis=1).tolist(),
+            clipped=[] if gammas is None else _clipped(gammas),
+            loads=[layer.tolist() if layer.any() else [] for layer in loads],
+            violation=[violation(layer) for layer in loads if layer.any()],
+            seconds=seconds,
+            maxima_seconds=maxima_seconds,
+            trained=self.trained,
+            tokens=step * settings.tokens_a_step,
+            memory=engine.memory(),
+        )
+
+    def _evaluate(self, before: dict[str, np.ndarray[Any, Any]] | None) -> None:
+        """Held-out loss, and what the step's update did; before: the weights before it."""
+        settings = self.settings
+        tokens, targets = self.corpus.spread("validation", HELD_OUT, settings.window)
+        pieces = [slice(a, a + settings.batch) for a in range(0, HELD_OUT, settings.batch)]
+        losses = [self.engine.loss(tokens[own], targets[own]) for own in pieces]
+        sizes = [len(tokens[own]) for own in pieces]
+        self.held_out = float(np.average(losses, weights=sizes))
+        if not np.isfinite(self.held_out):
+            self._diverged(f"held-out loss {self.held_out}", self.engine.not_finite())
+        weights = self.engine.weights()
+        facts: dict[str, Any] = {"held_out": self.held_out, "weight_rms": rms_by_kind(weights)}
+        if before is not None:
+            moved = ((name, weights[name] - old) for name, old in before.items())
+            facts["update_rms"] = rms_by_kind(dict(moved))
+        if self.habits.prompt is not None:
+            facts["sample"] = self._sample(self.habits.prompt)
+        self._note("evaluation", **facts)
+
+    def _copy(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: array.copy() for name, array in self.engine.weights().items()}
+
+    def _sample(self, prompt: str) -> str:
+        room = self.cfg.max_position_embeddings - 1
+        tokens = encode(prompt)[-room:]
+        count = min(SAMPLE_BYTES, self.cfg.max_position_embeddings - len(tokens))
+        made = self.engine.continued(tokens, count, SAMPLE_TEMPERATURE, self.settings.seed)
+        return decode(np.minimum(made, VOCABULARY - 1))
+
+    def _save(self) -> None:
+        bad = self.engine.not_finite()
+        if bad:
+            self._diverged("the weights after it", bad)
+        state = {"trained": self.trained, "held_out": self.held_out,
+                 "sampler": self.rng.bit_generator.state, "made_with": self.made_with}  # fmt: skip
+        self.checkpoint = store.save(
+            self.run, self.step, self.cfg, self.engine.weights(), self.engine.optimizer_state(),
+            state,
+        )  # fmt: skip
+        self.tell("saved", {"step": self.step, "path": str(self.checkpoint)})
+
+    def _note(self, kind: str, **facts: Any) -> None:
+        self.metrics.add(kind, self.step, **facts)
+        self.tell(kind, {"step": self.step, **facts})
+
+    def _diverged(self, what: str, where: str | None) -> None:
+        good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else (
+            "no checkpoint was saved before it")  # fmt: skip
+        raise Diverged(
+            f"Step {self.step} cannot be used: {what}. The first numbers that are not finite, or "
+            f"too large, are in the {where or 'activations'}; {good}. The same settings would come "
+            "here again: begin a run with a lower --rate in another --out."
+        )
+
+
+def _clipped(gammas: np.ndarray[Any, Any]) -> list[Sequence[float]]:
+    places = np.argwhere(gammas < 1).tolist()
+    return [[layer, head, float(gammas[layer, head])] for layer, head in places]
+
+
+@contextlib.contextmanager
+def _stop_when_asked() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM makes the function given true; the next one interrupts.
+
+    Outside the main thread, where Python hands out no signals, it stays false.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
