@@ -1,9 +1,9 @@
-"""Products of sorted rows with their own expert's matrix.
+"""The routed experts: every token's row through its own experts, and the results summed.
 
-Unusual here: PyTorch has this as one kernel, and on a GPU in bfloat16 it is used. That kernel
-refuses float64 and rows that are no multiple of 16 bytes, is missing from older versions, and on a
-CPU its backward pass is slower than a loop; so there is one other way, a loop over the experts
-that have rows, with a backward pass that fills one gradient tensor.
+Unusual here: PyTorch has products of sorted rows with their own expert's matrix as one kernel, and
+on a GPU in bfloat16 it is used. That kernel refuses float64 and rows that are no multiple of 16
+bytes, is missing from older versions, and on a CPU its backward pass is slower than a loop; so
+there is one other way, a loop over the experts that have rows, with a backward pass of its own.
 """
 
 from typing import Any
@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """y[r] = weight[e(r)] x[r], rows sorted by expert e.
+def experts(
+    x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
+    """Σ_k weights[:, k] expert_indices[:, k](x), each expert down(silu(gate x) · up x).
 
-    x: (rows, in); weight: (E, out, in); counts: (E,) int64, how many rows each expert has;
-    y: (rows, out).
+    x: (tokens, D); indices (int64), weights: (tokens, K); gate_up_proj: (E, 2I, D);
+    down_proj: (E, D, I); y as x. Source: arXiv 2412.19437 eq. 12.
     """
-    if fits_the_kernel(x, weight):
-        ends = counts.cumsum(0).to(torch.int32)
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    return _Loop.apply(x, weight, counts.tolist())
+    if fits_the_kernel(x, gate_up_proj) and fits_the_kernel(x, down_proj):
+        return _kernel(x, indices, weights, gate_up_proj, down_proj)
+    return _Loop.apply(x, indices, weights, gate_up_proj, down_proj)
 
 
 def fits_the_kernel(x: Tensor, weight: Tensor) -> bool:
@@ -37,34 +38,93 @@ def fits_the_kernel(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def dispatch(indices: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the (token, choice) pairs by expert, keeping tokens in order within an expert.
+
+    indices: (tokens, K). Returns token (tokens K,): whose row stands at each sorted place;
+    position (tokens, K): the sorted place of each pair; counts (E,): how many rows each expert has.
+    """
+    flat = indices.flatten()
+    order = flat.argsort(stable=True)
+    position = torch.empty_like(order)
+    position[order] = torch.arange(len(order), device=order.device)
+    token = order // indices.shape[1]
+    return token, position.view_as(indices), flat.bincount(minlength=experts)
+
+
+def _kernel(
+    x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
+    token, position, counts = dispatch(indices, len(down_proj))
+    ends = counts.cumsum(0).to(torch.int32)
+    gate, up = F.grouped_mm(x[token], gate_up_proj.transpose(1, 2), offs=ends).chunk(2, -1)
+    out = F.grouped_mm(F.silu(gate) * up, down_proj.transpose(1, 2), offs=ends)
+    # Back to (token, choice) order; a gather and a sum, so that runs repeat bit for bit.
+    return torch.einsum("tk,tkd->td", weights, out[position])
+
+
 class _Loop(torch.autograd.Function):
     """The loop over experts, written as one operation.
 
-    Autograd's own record of such a loop would make a zero tensor of the whole stack's size for
-    every expert's slice.
+    One expert at a time keeps what lies between its products in the cache. Of all that, only
+    `gate_up` waits for the backward pass; the rest is made again there. Autograd's own record would
+    keep every step, and make a zero tensor of the whole stack's size for every expert's slice.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.counts = counts
-        y = x.new_empty(len(x), weight.shape[1])
-        for expert, own in _segments(counts):
-            torch.mm(x[own], weight[expert].T, out=y[own])
-        return y
+    def forward(
+        ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor,
+        down_proj: Tensor,
+    ) -> Tensor:  # fmt: skip
+        token, position, counts = dispatch(indices, len(down_proj))
+        gate_up = x.new_empty(len(token), gate_up_proj.shape[1])
+        out = x.new_empty(len(token), x.shape[1])
+        ctx.counts = counts.tolist()
+        for e, own in _segments(ctx.counts):
+            torch.mm(x[token[own]], gate_up_proj[e].T, out=gate_up[own])
+            gate, up = gate_up[own].chunk(2, -1)
+            torch.mm(F.silu(gate).mul_(up), down_proj[e].T, out=out[own])
+        ctx.save_for_backward(x, weights, gate_up_proj, down_proj, gate_up, token, position)
+        return _sum(out, position, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
-        for expert, own in _segments(ctx.counts):
-            torch.mm(dy[own], weight[expert], out=dx[own])
-            torch.mm(dy[own].T, x[own], out=dweight[expert])
-        return dx, dweight, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, gate_up_proj, down_proj, gate_up, token, position = ctx.saved_tensors
+        sorted_weights, dweights = x.new_empty(2, len(token), 1)
+        sorted_weights[position.flatten(), 0] = weights.flatten()
+        dgate_up_proj, ddown_proj = torch.empty_like(gate_up_proj), torch.empty_like(down_proj)
+        drows = x.new_empty(len(token), x.shape[1])
+        for e, own in _segments(ctx.counts):
+            dout, w = dy[token[own]], sorted_weights[own]
+            gate, up = gate_up[own].chunk(2, -1)
+            sigma = gate.sigmoid()
+            silu = gate * sigma
+            hidden = silu * up
+            dhidden = dout @ down_proj[e]
+            # dy · out, without the expert's output: (dy down_proj) · hidden.
+            dweights[own, 0] = (dhidden * hidden).sum(-1)
+            torch.mm(dout.T, hidden.mul_(w), out=ddown_proj[e])
+            dhidden *= w
+            dgate = dhidden * up * (sigma + silu * (1 - sigma))
+            dgate_up = torch.cat([dgate, dhidden * silu], -1)
+            torch.mm(dgate_up.T, x[token[own]], out=dgate_up_proj[e])
+            torch.mm(dgate_up, gate_up_proj[e], out=drows[own])
+        for e, count in enumerate(ctx.counts):
+            if not count:
+                dgate_up_proj[e].zero_()
+                ddown_proj[e].zero_()
+        dx = _sum(drows, position, None)
+        return dx, None, dweights[position, 0], dgate_up_proj, ddown_proj
+
+
+def _sum(rows: Tensor, position: Tensor, weights: Tensor | None) -> Tensor:
+    """y[t] = Σ_k weights[t, k] rows[position[t, k]], without a copy of the rows in that order."""
+    return F.embedding_bag(position, rows, mode="sum", per_sample_weights=weights)
 
 
 def _segments(counts: list[int]) -> list[tuple[int, slice]]:
+    """The experts that have rows, each with its own."""
     out, start = [], 0
     for expert, count in enumerate(counts):
         if count:

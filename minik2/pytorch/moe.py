@@ -1,9 +1,8 @@
-"""Mixture of experts in torch: sort by expert, grouped products, sum back."""
+"""Mixture of experts in torch: the router, the routed experts, the shared one."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minik2.config import ModelConfig
@@ -23,17 +22,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Σ_k weights[:, k] expert_indices[:, k](x): x (tokens, D), the others (tokens, K)."""
-        flat = indices.flatten()
-        order = flat.argsort(stable=True)
-        counts = flat.bincount(minlength=len(self.down_proj))
-        rows = x[order // indices.shape[1]]
-        gate, up = grouped.product(rows, self.gate_up_proj, counts).chunk(2, -1)
-        out = grouped.product(F.silu(gate) * up, self.down_proj, counts)
-        # Back to (token, choice) order; a gather and a sum, so that runs repeat bit for bit.
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        chosen = out[place].unflatten(0, indices.shape)
-        return torch.einsum("tk,tkd->td", weights, chosen)
+        return grouped.experts(x, indices, weights, self.gate_up_proj, self.down_proj)
 
 
 class MoE(nn.Module):
@@ -46,9 +35,7 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(cfg)
         self.experts = Experts(cfg)
-        self.shared_experts = FFN(
-            cfg.hidden_size, cfg.n_shared_experts * cfg.moe_intermediate_size
-        )
+        self.shared_experts = FFN(cfg.hidden_size, cfg.n_shared_experts * cfg.moe_intermediate_size)
 
     def forward(self, x: Tensor, saved: dict[str, Any] | None = None) -> Tensor:
         rows = x.flatten(0, -2)

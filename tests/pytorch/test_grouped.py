@@ -1,4 +1,4 @@
-"""The grouped product: the loop against its definition and gradients, and PyTorch's kernel."""
+"""The routed experts: the loop against its definition and gradients, and PyTorch's kernel."""
 
 from types import SimpleNamespace
 
@@ -13,83 +13,134 @@ from minik2.pytorch import grouped
 from tests.pytorch import build
 from tests.reference.bounds import FLOAT64, relative_error
 
-COUNTS = st.lists(st.integers(0, 5), min_size=1, max_size=7).filter(sum)
 SIZES = st.integers(1, 9)
 
 
-def operands(counts, width, out, dtype=torch.float64, seed=0):
+def operands(choices, hidden, width, experts, dtype=torch.float64, seed=0):
+    """x, indices, weights and the two stacks; choices: the chosen experts of every token."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(sum(counts), width, generator=generator, dtype=dtype)
-    weight = torch.randn(len(counts), out, width, generator=generator, dtype=dtype)
-    return x.requires_grad_(), weight.requires_grad_(), torch.tensor(counts)
+
+    def numbers(*shape):
+        made = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return made.to(dtype).requires_grad_()
+
+    indices = torch.tensor(choices)
+    return (numbers(len(indices), hidden), indices, numbers(*indices.shape),
+            numbers(experts, 2 * width, hidden), numbers(experts, hidden, width))  # fmt: skip
 
 
-def row_by_row(x, weight, counts):
-    experts = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return torch.stack([weight[e] @ row for e, row in zip(experts, x, strict=True)])
+def random_choices(tokens, chosen, experts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(tokens, experts, generator=generator).topk(chosen).indices.tolist()
 
 
-def answers(product, x, weight, counts):
-    """The product and both gradients of a weighted sum of it."""
-    y = product(x, weight, counts)
+def pair_by_pair(x, indices, weights, gate_up_proj, down_proj):
+    y = []
+    for token, chosen, shares in zip(x, indices, weights, strict=True):
+        total = torch.zeros_like(token)
+        for expert, share in zip(chosen, shares, strict=True):
+            gate, up = (gate_up_proj[expert] @ token).chunk(2)
+            total = total + share * (down_proj[expert] @ (F.silu(gate) * up))
+        y.append(total)
+    return torch.stack(y)
+
+
+def answers(experts, x, indices, *rest):
+    """The sum over experts and all gradients of a weighted sum of it."""
+    y = experts(x, indices, *rest)
     weigh = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape).to(y)
-    return [y, *torch.autograd.grad((y * weigh).sum(), (x, weight))]
+    return [y.detach(), *torch.autograd.grad((y * weigh).sum(), (x, *rest))]
 
 
-@given(counts=COUNTS, width=SIZES, out=SIZES)
+@given(tokens=SIZES, chosen=st.integers(1, 3), others=st.integers(0, 5), hidden=SIZES,
+       width=SIZES, seed=st.integers(0, 99))  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_the_loop_is_the_definition(counts, width, out):
+def test_the_loop_is_the_definition(tokens, chosen, others, hidden, width, seed):
     """Odd sizes, and experts without a row at the start, in the middle and at the end."""
-    x, weight, count = operands(counts, width, out)
-    got = answers(grouped.product, x, weight, count)
-    for ours, want in zip(got, answers(row_by_row, x, weight, count), strict=True):
-        assert relative_error(ours.detach(), want.detach()) < FLOAT64
+    experts = chosen + others
+    choices = random_choices(tokens, chosen, experts, seed)
+    given_ = operands(choices, hidden, width, experts, seed=seed)
+    got = answers(grouped.experts, *given_)
+    for ours, want in zip(got, answers(pair_by_pair, *given_), strict=True):
+        assert relative_error(ours, want) < FLOAT64
 
 
 def test_gradients_of_the_loop_equal_finite_differences():
-    x, weight, counts = operands([0, 3, 0, 1, 2, 0], 3, 2)
-    assert torch.autograd.gradcheck(lambda a, b: grouped.product(a, b, counts), (x, weight))
+    x, indices, *rest = operands([[1, 4], [4, 2], [1, 3]], 3, 2, 6)
+    assert torch.autograd.gradcheck(
+        lambda a, *others: grouped.experts(a, indices, *others), (x, *rest)
+    )
 
 
 def test_an_expert_without_rows_gets_no_gradient():
-    x, weight, counts = operands([0, 2, 0], 4, 3)
-    _, dx, dweight = answers(grouped.product, x, weight, counts)
-    assert (dweight[[0, 2]] == 0).all() and (dweight[1] != 0).all() and (dx != 0).all()
+    """Though memory that is handed over unset may hold anything."""
+    given_ = operands([[1], [1]], 4, 3, 3)
+    junk = [torch.full((3, 6, 4), 7.0, dtype=torch.float64) for _ in range(20)]
+    del junk
+    *_, dgate_up_proj, ddown_proj = answers(grouped.experts, *given_)
+    for stack in (dgate_up_proj, ddown_proj):
+        assert (stack[[0, 2]] == 0).all() and (stack[1] != 0).all()
 
 
 def test_a_gradient_of_stride_zero_is_taken():
-    x, weight, counts = operands([2, 1], 4, 3)
-    dx, dweight = torch.autograd.grad(grouped.product(x, weight, counts).sum(), (x, weight))
-    want = torch.autograd.grad(row_by_row(x, weight, counts).sum(), (x, weight))
-    assert relative_error(dx, want[0]) < FLOAT64 and relative_error(dweight, want[1]) < FLOAT64
+    given_ = operands([[0, 1], [2, 0]], 4, 3, 3)
+    inputs = [t for t in given_ if t.requires_grad]
+    got = torch.autograd.grad(grouped.experts(*given_).sum(), inputs)
+    want = torch.autograd.grad(pair_by_pair(*given_).sum(), inputs)
+    for ours, theirs in zip(got, want, strict=True):
+        assert relative_error(ours, theirs) < FLOAT64
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
-    x, weight, counts = operands([2, 1], 4, 3)
-    y = grouped.product(x, weight, counts).pow(2).sum()
+    x, *rest = operands([[0, 1], [2, 0]], 4, 3, 3)
+    y = grouped.experts(x, *rest).pow(2).sum()
     (dx,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_runs_repeat_bit_for_bit(dtype):
+    given_ = operands(random_choices(300, 3, 8), 64, 48, 8, dtype)
+    first = answers(grouped.experts, *given_)
+    for _ in range(3):
+        for again, before in zip(answers(grouped.experts, *given_), first, strict=True):
+            assert torch.equal(again, before)
+
+
+def test_only_gate_up_waits_for_the_backward_pass():
+    """A training step's memory: of numbers for each (token, choice), 2I and their places."""
+    tokens, chosen, hidden, width = 50, 3, 16, 8
+    given_ = operands(random_choices(tokens, chosen, 4), hidden, width, 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        grouped.experts(*given_)
+    inputs = {t.data_ptr() for t in given_}
+    made = sum(t.numel() for t in kept if t.data_ptr() not in inputs)
+    assert 0 < made <= tokens * chosen * (2 * width + 2)
+
+
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped_mm")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("counts", [[3, 1, 4, 7], [0, 5, 0, 0, 9, 0], [16], [0, 0, 1]])
-def test_pytorchs_kernel_and_the_loop_are_equal(monkeypatch, dtype, counts):
-    width, out = 24, 16
-    x, weight, count = operands(counts, width, out, dtype)
-    loop = answers(grouped.product, x, weight, count)
-    monkeypatch.setattr(grouped, "fits_the_kernel", lambda x, weight: True)
-    kernel = answers(grouped.product, x, weight, count)
-    # Both add the same products in single precision, in another order, and round once.
-    unit = torch.finfo(dtype).eps + 2 * max(width, out, max(counts)) * 2**-23
-    sizes = answers(grouped.product, x.abs().detach().requires_grad_(),
-                    weight.abs().detach().requires_grad_(), count)  # fmt: skip
-    longest = max(t.abs().max() for t in (x, weight)) * max(width, out, max(counts))
-    for ours, theirs, size in zip(kernel, loop, sizes, strict=True):
-        difference = (ours.double() - theirs.double()).abs()
-        assert (difference <= unit * torch.maximum(size.double().abs(), longest.double())).all()
-        assert difference.max() < 0.1 * theirs.double().abs().max()
+@pytest.mark.parametrize("chosen", [1, 2, 5])
+def test_pytorchs_kernel_and_the_loop_are_equal(monkeypatch, dtype, chosen):
+    given_ = operands(random_choices(15, chosen, 5), 24, 16, 6, dtype)
+    both_are_near_the_exact(monkeypatch, given_)
+
+
+def both_are_near_the_exact(monkeypatch, given_):
+    """Both round each intermediate once, in another order: their errors are of one size."""
+    wide = [t.detach().double().requires_grad_() if t.requires_grad else t for t in given_]
+    exact = answers(grouped.experts, *wide)
+    found = []
+    for fits in (False, True):
+        monkeypatch.setattr(grouped, "fits_the_kernel", lambda x, weight, fits=fits: fits)
+        found.append(answers(grouped.experts, *given_))
+    # Between input and gradient lie at most nine roundings, of which sums take the square root.
+    unit = 9 * torch.finfo(given_[0].dtype).eps
+    for loop, kernel, want in zip(*found, exact, strict=True):
+        assert relative_error(loop.double().cpu(), want.cpu()) < unit
+        assert relative_error(kernel.double().cpu(), want.cpu()) < unit
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped_mm")
