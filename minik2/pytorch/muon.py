@@ -135,6 +135,7 @@ class MuonClip:
     whole, and so does every head with them: our choice, K2's is not published. adamw_lr: AdamW's
     learning rate if it is to differ, betas and eps its constants (DeepSeek-V3's). weight_decay
     holds for everything, norms too, which Moonlight found crucial (arXiv 2502.16982 appendix D).
+    tau None: no clipping, which leaves Moonlight's recipe.
     The keywords left go to Muon. param_groups are Muon's, then AdamW's, for a schedule to set.
     Source: arXiv 2507.20534 algorithm 1.
     """
@@ -143,13 +144,15 @@ class MuonClip:
         self,
         model: Model,
         lr: float,
-        tau: float = 100.0,
+        tau: float | None = 100.0,
         adamw_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         **muon: Any,
     ) -> None:
+        if tau is not None:
+            qk_clip.check_tau(tau)
         self.model, self.tau = model, tau
         matrices, fused, others = [], [], []
         for name, p in model.named_parameters():
@@ -172,17 +175,41 @@ class MuonClip:
         """Muon's groups, then AdamW's; setting a group's "lr" changes the next step."""
         return self.muon.param_groups + self.adamw.param_groups
 
-    def step(self, max_logits: Tensor) -> Tensor:
+    def step(self, max_logits: Tensor | None = None) -> Tensor:
         """Update every parameter, then clip; returns γ (layers, H), 1 for heads left alone.
 
-        max_logits (layers, H): the largest logit of each head in the forward passes that gave the
-        gradients, of all micro-batches and ranks. The step's own logits are left as they were.
+        max_logits (layers, H), `Watch.max_logits`: the largest logit of each head in the forward
+        passes that gave the gradients, of all micro-batches and ranks; needless with tau None. The
+        step's own logits are left as they were. Raises ValueError, and changes nothing, without
+        maxima to clip by, for another shape, and for maxima that are not finite.
         """
-        cfg = self.model.cfg
-        if max_logits.shape != (cfg.num_hidden_layers, cfg.num_attention_heads):
+        cfg, tau = self.model.cfg, self.tau
+        self._check(max_logits)
+        self.muon.step()
+        self.adamw.step()
+        if tau is None or max_logits is None:
+            return torch.ones(
+                cfg.num_hidden_layers, cfg.num_attention_heads, device=self.model.device
+            )
+        gammas = []
+        for layer, top in zip(self.model.model.layers, max_logits, strict=True):
+            weights = dict(layer.get_submodule("self_attn").named_parameters())
+            gammas.append(qk_clip.clip(weights, top, cfg, tau))
+        return torch.stack(gammas)
+
+    def _check(self, max_logits: Tensor | None) -> None:
+        layers, heads = self.model.cfg.num_hidden_layers, self.model.cfg.num_attention_heads
+        if max_logits is None:
+            if self.tau is not None:
+                raise ValueError(
+                    f"MuonClip with tau={self.tau} wants the largest logits of {layers} layers "
+                    f"with {heads} heads each; give it a Watch's max_logits, or tau=None."
+                )
+            return
+        if max_logits.shape != (layers, heads):
             raise ValueError(
-                f"MuonClip wants the largest logits of {cfg.num_hidden_layers} layers with "
-                f"{cfg.num_attention_heads} heads each, not the shape {tuple(max_logits.shape)}."
+                f"MuonClip wants the largest logits of {layers} layers with {heads} heads each, "
+                f"not the shape {tuple(max_logits.shape)}."
             )
         finite = max_logits.isfinite()
         if not finite.all():
@@ -191,13 +218,6 @@ class MuonClip:
                 f"The largest logits of (layer, head) {bad} are not finite; nothing was updated, "
                 "go back to a good checkpoint."
             )
-        self.muon.step()
-        self.adamw.step()
-        gammas = []
-        for layer, top in zip(self.model.model.layers, max_logits, strict=True):
-            weights = dict(layer.get_submodule("self_attn").named_parameters())
-            gammas.append(qk_clip.clip(weights, top, cfg, self.tau))
-        return torch.stack(gammas)
 
     def zero_grad(self) -> None:
         """Drop every gradient."""

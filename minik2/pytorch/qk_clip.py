@@ -1,5 +1,6 @@
 """QK-Clip in torch: the heads' largest logits, and the edit of the up-projections' rows."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,6 +38,12 @@ def max_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.stack(tops).amax(dim=0).to(exact) * scale
 
 
+def check_tau(tau: float) -> None:
+    """Raises ValueError for a tau that no logit can be held to."""
+    if not 0 < tau < math.inf:
+        raise ValueError(f"QK-Clip's tau is the largest logit allowed, above 0, not {tau}.")
+
+
 @torch.no_grad()
 def clip(
     weights: Mapping[str, Tensor], max_logits: Tensor, cfg: ModelConfig, tau: float = 100.0
@@ -46,7 +53,8 @@ def clip(
     weights: checkpoint names below `self_attn.`, master copies where there are any, or the next
     update would undo the edit; max_logits: (H,), the largest logit of each head over the whole
     batch and all ranks; returns γ = min(1, tau / max_logits), (H,), 1 for heads left alone.
-    Raises ValueError for another number of heads, tau not above 0, and maxima that are not finite.
+    Raises ValueError for another number of heads, a tau that is 0 or less or infinite, and maxima
+    that are not finite.
     Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
     """
     heads = cfg.num_attention_heads
@@ -55,8 +63,7 @@ def clip(
             f"QK-Clip wants one maximum for each of {heads} heads, shape ({heads},), not "
             f"{tuple(max_logits.shape)}."
         )
-    if not tau > 0:
-        raise ValueError(f"QK-Clip's tau is the largest logit allowed, above 0, not {tau}.")
+    check_tau(tau)
     finite = max_logits.isfinite()
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()

@@ -1,5 +1,6 @@
 """The router in torch: chosen by biased scores, weighed by unbiased ones."""
 
+import math
 from typing import Any
 
 import torch
@@ -63,3 +64,30 @@ class Router(nn.Module):
         dropped = torch.ones_like(worth, dtype=torch.bool)
         dropped.scatter_(1, worth.topk(cfg.topk_group, dim=-1).indices, False)
         return grouped.masked_fill(dropped[..., None], float("-inf")).flatten(1)
+
+
+@torch.no_grad()
+def update_bias(bias: Tensor, loads: Tensor, speed: float, mean_free: bool = False) -> None:
+    """One step of the correction bias, in place: b += speed sign(mean(loads) - loads).
+
+    bias: e_score_correction_bias (E,); loads: (E,) whole numbers, how many (token, choice) pairs
+    each expert got since the last step. Experts with less than their share become likelier to be
+    chosen, without a gradient. mean_free: b += speed (sign - mean(sign)), after which the sum of
+    the biases stays what it was. speed 0 switches it off. Raises ValueError for another shape and
+    for a speed that is negative or not finite. Source: arXiv 2412.19437 §2.1.2, speed 0.001 in its
+    §4.2; mean-free: arXiv 2502.16982 appendix C.
+    """
+    if bias.ndim != 1 or bias.shape != loads.shape:
+        raise ValueError(
+            "The correction bias and the loads are (E,), one number an expert, not "
+            f"{tuple(bias.shape)} and {tuple(loads.shape)}."
+        )
+    if not 0 <= speed < math.inf:
+        raise ValueError(f"The bias's speed is a finite number, 0 or more (0: off), not {speed}.")
+    if speed == 0:
+        return
+    # In whole numbers: a mean of loads may be rounded.
+    sign = (loads.sum() - len(loads) * loads).sign().double()
+    if mean_free:
+        sign -= sign.mean()
+    bias += (speed * sign).to(bias)

@@ -67,7 +67,7 @@ class Watch:
         """(max load - mean load) / mean load of each layer: 0 is balance, E / K - 1 collapse.
 
         Returns (layers,) float64, NaN for layers without experts and before the first pass.
-        Source: MaxVio in arXiv 2408.15664 §4.1.
+        Source: arXiv 2408.15664, MaxVio.
         """
         mean = self.loads.double().mean(1)
         return self.loads.amax(1) / mean.masked_fill(mean == 0, torch.nan) - 1

@@ -1,7 +1,9 @@
 """Muon: momentum made orthogonal, so that every direction of a matrix learns equally fast.
 
-Unusual here: the experts of a layer, which carry one name each, are gathered into a stack and
-orthogonalised in one call, each for itself. Momentum is an average, M = μ M + (1 - μ) G, as in
+Unusual here: a step is cut up not by kind of work but by matrix. Each is taken from its momentum to
+its new weights by one thread, small ones of one shape together; the largest go first, so that the
+cores are done at the same time. Only a matrix that is more than a core's share has all of them.
+Momentum is an average, M = μ M + (1 - μ) G, as in
 torch.optim.Muon; the papers' sum μ M + G is 1 / (1 - μ) times as large, and Newton–Schulz divides
 by the norm first.
 """
@@ -10,13 +12,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numba
 import numpy as np
 
-from minik2.reference.newton_schulz import newton_schulz, plain
+from minik2.reference import parallel, qk_clip
+from minik2.reference.adamw import AdamW
+from minik2.reference.model import Model
+from minik2.reference.newton_schulz import (
+    batches,
+    flops,
+    newton_schulz,
+    plain,
+    segments,
+    together,
+)
 
-__all__ = ["Muon", "newton_schulz", "plain", "scale", "takes"]
+__all__ = ["Muon", "MuonClip", "newton_schulz", "plain", "scale", "takes"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Matrix = tuple[Array, Array, Array]
 
 
 def takes(name: str, shape: tuple[int, ...]) -> bool:
@@ -79,31 +93,122 @@ class Muon:
                     f"Muon updates matrices and stacks of matrices with gradients of their shape; "
                     f"{name} is {weights[name].shape} and its gradient {grad.shape}."
                 )
-        for names in _stacks(grads):
-            directions = [self._direction(name, grads[name]) for name in names]
-            if len(names) == 1:
-                updates = newton_schulz(directions[0], self.steps)[None]
-            else:
-                updates = newton_schulz(np.stack(directions), self.steps)
-            for name, update in zip(names, updates, strict=True):
-                rows, columns = update.shape[-2:]
-                weight = weights[name]
-                weight *= 1 - self.lr * self.weight_decay
-                weight -= (self.lr * scale(rows, columns, self.adjust_lr_fn)) * update
+        # The matrices of one shape, whatever they are called, and how many of them go together.
+        alike: dict[tuple[int, ...], list[Matrix]] = {}
+        for name, grad in grads.items():
+            for matrix in self._matrices(name, weights[name], grad):
+                alike.setdefault(matrix[0].shape, []).append(matrix)
+        batched = [
+            (self._work(len(matrices[own]), *shape), matrices[own])
+            for shape, matrices in alike.items()
+            for own in batches(len(matrices), *shape)
+        ]
+        batched.sort(key=lambda batch: -batch[0])
+        share = sum(work for work, _ in batched) / numba.get_num_threads()
+        for work, batch in batched:
+            if work > share:
+                self._update(batch)
+        parallel.each(self._update, [batch for work, batch in batched if work <= share])
 
-    def _direction(self, name: str, grad: Array) -> Array:
+    def _matrices(self, name: str, weight: Array, grad: Array) -> list[Matrix]:
+        """Weight, gradient and momentum of each matrix that goes by this name."""
         if name not in self.momentum_buffers:
             self.momentum_buffers[name] = np.zeros_like(grad)
         buffer = self.momentum_buffers[name]
-        buffer += (1 - self.momentum) * (grad - buffer)
-        return grad + self.momentum * (buffer - grad) if self.nesterov else buffer
+        if grad.ndim == 2:
+            return [(weight, grad, buffer)]
+        return list(zip(weight, grad, buffer, strict=True))
+
+    def _work(self, count: int, rows: int, columns: int) -> int:
+        return count * flops(rows, columns, segments(rows, columns, self.steps))
+
+    def _update(self, matrices: list[Matrix]) -> None:
+        """Matrices of one shape from their momenta to their new weights."""
+        directions = []
+        for _, grad, buffer in matrices:
+            buffer += (1 - self.momentum) * (grad - buffer)
+            directions.append(grad + self.momentum * (buffer - grad) if self.nesterov else buffer)
+        if len(directions) == 1:
+            updates = together(directions[0], self.steps)[None]
+        else:
+            updates = together(np.stack(directions), self.steps)
+        rows, columns = updates.shape[1:]
+        size = self.lr * scale(rows, columns, self.adjust_lr_fn)
+        for (weight, _, _), update in zip(matrices, updates, strict=True):
+            weight *= 1 - self.lr * self.weight_decay
+            weight -= size * update
 
 
-def _stacks(grads: Mapping[str, Array]) -> list[list[str]]:
-    """Names that go into one call: the experts of one layer and kind; every other tensor alone."""
-    stacks: dict[str, list[str]] = {}
-    for name in grads:
-        before, found, after = name.partition(".experts.")
-        kind = f"{before}{found}{after.partition('.')[2]}" if found else name
-        stacks.setdefault(kind, []).append(name)
-    return list(stacks.values())
+class MuonClip:
+    """K2's recipe for a whole model: Muon for its matrices, AdamW for the rest, then QK-Clip.
+
+    Muon takes what `takes` says, AdamW the rest: adamw_lr is its learning rate if it is to differ,
+    betas and eps its constants (DeepSeek-V3's). kv_b_proj, q_b_proj and kv_a_proj_with_mqa, one
+    matrix each in the checkpoint, stay whole, and so does every head with them: our choice, K2's is
+    not published. weight_decay holds for everything, norms too, which Moonlight found crucial
+    (arXiv 2502.16982 appendix D). tau None: no clipping, which leaves Moonlight's recipe. The
+    keywords left go to Muon. For a schedule, set muon.lr and adamw.lr; the state is in
+    muon.momentum_buffers and adamw.means, .squares and .counts, by the checkpoint's names.
+    Source: arXiv 2507.20534 algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        lr: float,
+        tau: float | None = 100.0,
+        adamw_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        **muon: Any,
+    ) -> None:
+        if tau is not None:
+            qk_clip.check_tau(tau)
+        self.model, self.tau = model, tau
+        self.muon = Muon(lr, weight_decay=weight_decay, **muon)
+        self.adamw = AdamW(lr if adamw_lr is None else adamw_lr, betas, eps, weight_decay)
+
+    def step(self, grads: Mapping[str, Array], max_logits: Array | None = None) -> Array:
+        """Update every weight that has a gradient, then clip; returns γ (layers, H), 1 for heads
+        left alone.
+
+        grads: as `Model.loss_and_grads` gives them. max_logits (layers, H), `Watch.max_logits`: the
+        largest logit of each head in the forward passes that gave the gradients; needless with tau
+        None. The step's own logits are left as they were. Raises ValueError, and changes nothing,
+        without maxima to clip by, for another shape, and for maxima that are not finite.
+        """
+        cfg, tau = self.model.cfg, self.tau
+        self._check(max_logits)
+        weights = self.model.weights
+        matrices = {n: grad for n, grad in grads.items() if takes(n, grad.shape)}
+        self.muon.step(weights, matrices)
+        self.adamw.step(weights, {n: grad for n, grad in grads.items() if n not in matrices})
+        if tau is None or max_logits is None:
+            return np.ones((cfg.num_hidden_layers, cfg.num_attention_heads))
+        return np.stack([
+            qk_clip.clip(layer["self_attn"], top, cfg, tau)
+            for layer, top in zip(self.model.layers, max_logits, strict=True)
+        ])  # fmt: skip
+
+    def _check(self, max_logits: Array | None) -> None:
+        layers, heads = self.model.cfg.num_hidden_layers, self.model.cfg.num_attention_heads
+        if max_logits is None:
+            if self.tau is not None:
+                raise ValueError(
+                    f"MuonClip with tau={self.tau} wants the largest logits of {layers} layers "
+                    f"with {heads} heads each; give it a Watch's max_logits, or tau=None."
+                )
+            return
+        if max_logits.shape != (layers, heads):
+            raise ValueError(
+                f"MuonClip wants the largest logits of {layers} layers with {heads} heads each, "
+                f"not the shape {max_logits.shape}."
+            )
+        finite = np.isfinite(max_logits)
+        if not finite.all():
+            bad = [tuple(place) for place in np.argwhere(~finite).tolist()]
+            raise ValueError(
+                f"The largest logits of (layer, head) {bad} are not finite; nothing was updated, "
+                "go back to a good checkpoint."
+            )

@@ -25,6 +25,9 @@ EPS = 1e-7
 # save, and few rounding errors to average out, so that the plain steps are the more exact ones.
 RESTART, ROWS = 3, 128
 TILE = 128
+# Numbers that one thread takes at a time, 256 KB in float32: Python's share of the work on a small
+# matrix, during which the other threads wait, is as large as the matrix's own.
+BATCH = 2**16
 
 
 def plain(G: Array, steps: int = 5) -> Array:
@@ -44,14 +47,32 @@ def plain(G: Array, steps: int = 5) -> Array:
 def newton_schulz(G: Array, steps: int = 5) -> Array:
     """What `plain` computes, to rounding, in fewer operations and with every core busy.
 
-    G: (r, c), or a stack (E, r, c) whose matrices are taken one by one. Raises ValueError for
-    other numbers of axes and for steps below 1, TypeError for other dtypes than float32, float64.
+    G: (r, c), or a stack (E, r, c) whose matrices are shared out among the cores. Raises ValueError
+    for other numbers of axes and for steps below 1, TypeError for other dtypes than float32 and
+    float64.
     """
+    if G.ndim != 3:
+        return together(G, steps)
+    parts = parallel.each(lambda own: together(G[own], steps), batches(*G.shape))
+    return np.concatenate(parts)
+
+
+def together(G: Array, steps: int = 5) -> Array:
+    """`newton_schulz` without threads of its own, small matrices of a stack in one call."""
     X = _start(G, steps)
     rows, columns = X.shape[-2:]
     lengths = segments(rows, columns, steps)
-    X = _iterate(X, lengths) if X.ndim == 2 else _iterate_stack(X, lengths)
+    if X.ndim == 2 or max(lengths) == 1:
+        X = _iterate(X, lengths)
+    else:
+        X = np.stack([_iterate(matrix, lengths) for matrix in X])
     return X if _is_wide(G) else X.swapaxes(-1, -2)
+
+
+def batches(count: int, rows: int, columns: int) -> list[slice]:
+    """0 to count in slices: the matrices (rows, columns) that one thread takes at a time."""
+    own = max(1, BATCH // (rows * columns))
+    return [slice(start, start + own) for start in range(0, count, own)]
 
 
 def segments(rows: int, columns: int, steps: int) -> list[int]:
@@ -97,11 +118,6 @@ def _is_wide(G: Array) -> bool:
     return G.shape[-2] <= G.shape[-1]
 
 
-def _iterate_stack(X: Array, lengths: list[int]) -> Array:
-    """Each matrix on one thread: the sums between its products run on one thread anyway."""
-    return np.stack(parallel.each(lambda matrix: _iterate(matrix, lengths), X))
-
-
 def _iterate(X: Array, lengths: list[int]) -> Array:
     for steps in lengths:
         X = _plain_step(X) if steps == 1 else _gram_steps(X, steps)
@@ -110,7 +126,7 @@ def _iterate(X: Array, lengths: list[int]) -> Array:
 
 def _plain_step(X: Array) -> Array:
     # a X is added last and not a I to the polynomial, whose small numbers it would round away.
-    Y = _curve(X @ X.T) @ X
+    Y = _curve(X @ X.swapaxes(-1, -2)) @ X
     Y += A * X
     return Y
 
@@ -141,8 +157,8 @@ def _symmetric(R: Array) -> Array:
 
 
 def _curve(R: Array) -> Array:
-    """b R + c R², for a symmetric R."""
-    P = R @ R.T
+    """b R + c R², for a symmetric R or a stack of them."""
+    P = R @ R.swapaxes(-1, -2)
     P *= C
     P += B * R
     return P

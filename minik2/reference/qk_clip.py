@@ -7,6 +7,7 @@ of γ. What is edited are rows of the up-projections: a norm stands behind the d
 would undo the edit.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ from minik2.config import ModelConfig
 from minik2.reference.attention import SCORES
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
 
 
 def max_logits(q: Array, k: Array, scale: float) -> Array:
@@ -40,6 +40,12 @@ def max_logits(q: Array, k: Array, scale: float) -> Array:
     return top * q.dtype.type(scale)
 
 
+def check_tau(tau: float) -> None:
+    """Raises ValueError for a tau that no logit can be held to."""
+    if not 0 < tau < math.inf:
+        raise ValueError(f"QK-Clip's tau is the largest logit allowed, above 0, not {tau}.")
+
+
 def clip(
     weights: Mapping[str, Array], max_logits: Array, cfg: ModelConfig, tau: float = 100.0
 ) -> Array:
@@ -50,7 +56,7 @@ def clip(
     q_b_proj (or q_proj), rows of the no-position part take √γ, rows of the rotary part γ; of
     kv_b_proj, rows of keys take √γ, rows of values nothing. The bound is for the inputs and weights
     that were measured: the next step may pass tau a little. Raises ValueError for another number
-    of heads, tau not above 0, and maxima that are not finite.
+    of heads, a tau that is 0 or less or infinite, and maxima that are not finite.
     Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
     """
     max_logits = np.asarray(max_logits, np.float64)
@@ -59,8 +65,7 @@ def clip(
             f"QK-Clip wants one maximum for each of {cfg.num_attention_heads} heads, shape "
             f"({cfg.num_attention_heads},), not {max_logits.shape}."
         )
-    if not tau > 0:
-        raise ValueError(f"QK-Clip's tau is the largest logit allowed, above 0, not {tau}.")
+    check_tau(tau)
     if not np.isfinite(max_logits).all():
         bad = np.flatnonzero(~np.isfinite(max_logits)).tolist()
         raise ValueError(

@@ -5,6 +5,7 @@ weights come from the scores alone. Letting the bias leak into the weights is th
 in copies of this model, so the two are kept in two named variables.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,32 @@ def backward(
         dlogits, x.astype(exact, copy=False), weight.astype(exact, copy=False)
     )
     return dx.astype(x.dtype, copy=False), {"weight": dweight.astype(weight.dtype, copy=False)}
+
+
+def update_bias(bias: Array, loads: Array, speed: float, mean_free: bool = False) -> None:
+    """One step of the correction bias, in place: b += speed sign(mean(loads) - loads).
+
+    bias: e_score_correction_bias (E,); loads: (E,) whole numbers, how many (token, choice) pairs
+    each expert got since the last step. Experts with less than their share become likelier to be
+    chosen, without a gradient. mean_free: b += speed (sign - mean(sign)), after which the sum of
+    the biases stays what it was. speed 0 switches it off. Raises ValueError for another shape and
+    for a speed that is negative or not finite. Source: arXiv 2412.19437 §2.1.2, speed 0.001 in its
+    §4.2; mean-free: arXiv 2502.16982 appendix C.
+    """
+    if bias.ndim != 1 or bias.shape != loads.shape:
+        raise ValueError(
+            "The correction bias and the loads are (E,), one number an expert, not "
+            f"{bias.shape} and {loads.shape}."
+        )
+    if not 0 <= speed < math.inf:
+        raise ValueError(f"The bias's speed is a finite number, 0 or more (0: off), not {speed}.")
+    if speed == 0:
+        return
+    # In whole numbers: a mean of loads may be rounded.
+    sign = np.sign(loads.sum() - len(loads) * loads).astype(np.float64)
+    if mean_free:
+        sign -= sign.mean()
+    bias += (speed * sign).astype(bias.dtype)
 
 
 def _sigmoid(logits: Array) -> Array:
