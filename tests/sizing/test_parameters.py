@@ -112,9 +112,45 @@ def test_counts_equal_transformers_on_the_meta_device(name):
 
 
 def test_the_table_adds_up_as_it_is_printed():
-    text = str(sizing.parameters(ModelConfig.preset("kimi-k2")))
-    *rows, total, active = text.splitlines()
-    numbers = [int(row.split()[1].replace(",", "")) for row in rows]
-    assert sum(numbers) == 1_026_408_232_448
-    assert total.split() == ["total", "1,026,408,232,448"]
-    assert active.split()[1] == f"{sizing.parameters(ModelConfig.preset('kimi-k2')).active:,}"
+    counted = sizing.parameters(ModelConfig.preset("kimi-k2"))
+    header, *rows, total, active = str(counted).splitlines()
+    columns = [[int(n.replace(",", "")) for n in row.split()[1:] if "%" not in n] for row in rows]
+    sums = [sum(column) for column in zip(*columns, strict=True)]
+    assert sums == [1_026_408_232_448, counted.read, counted.computed]
+    assert total.split() == ["total", *(f"{n:,}" for n in sums)]
+    assert active.split() == ["active", f"{counted.active:,}"]
+    assert header.split() == ["part", "stored", "read", "a", "token", "multiplied"]
+
+
+@given(cfg=configs())
+@settings(max_examples=200, deadline=None)
+def test_what_is_read_and_multiplied_for_one_token(cfg):
+    """By the tensors' names: one row of the table, the first K experts, all else."""
+    count = sizing.parameters(cfg)
+    read = multiplied = 0
+    for name, shape in cfg.tensors():
+        size, expert = math.prod(shape), name.partition(".experts.")[2].partition(".")[0]
+        if "embed_tokens" in name:
+            # A tied table is read whole, as the head, and its row is among what is read.
+            read += size if cfg.tie_word_embeddings else cfg.hidden_size
+            multiplied += size if cfg.tie_word_embeddings else 0
+        elif not expert or int(expert) < cfg.num_experts_per_tok:
+            read += size
+            multiplied += size if len(shape) == 2 else 0
+    assert (count.read, count.computed) == (read, multiplied)
+    assert all(v >= 0 for v in count.read_by_part.values())
+    assert count.computed <= count.read <= count.total and count.read <= count.active
+
+
+def test_more_of_anything_is_never_less():
+    cfg = ModelConfig.preset("tiny")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                 "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim",
+                 "intermediate_size", "moe_intermediate_size", "n_shared_experts"):  # fmt: skip
+        more = sizing.parameters(cfg.replace(**{name: getattr(cfg, name) + 1}))
+        less = sizing.parameters(cfg)
+        assert more.total > less.total and more.computed >= less.computed, name
+    wider = sizing.parameters(cfg.replace(n_routed_experts=2 * cfg.n_routed_experts))
+    assert wider.total > less.total and wider.by_part["routed_experts"] == 2 * (
+        less.by_part["routed_experts"])
+    assert wider.read_by_part["routed_experts"] == less.read_by_part["routed_experts"]
