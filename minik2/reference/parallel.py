@@ -32,14 +32,44 @@ def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
     """[work(item) for item in items], as many at a time as BLAS has threads, BLAS held at one.
 
     work: NumPy and this package's kernels, which then run on one thread each; it writes to places
-    that no other item's work reads.
+    that no other item's work reads. Of several errors, that of the first item is raised.
     """
+    todo = list(items)
     with _LOCK:
         threads = _threads()
         if threads == 1 or not _kernels_may_meet():
-            return list(map(work, items))
+            return list(map(work, todo))
         with _blas().limit(limits=1):
-            return list(_pool(threads).map(work, items))
+            return _share(work, todo, threads)
+
+
+def _share(work: Callable[[Item], Any], todo: list[Item], threads: int) -> list[Any]:
+    """The caller works from the start: to wake a thread takes longer than a small product."""
+    results: list[Any] = [None] * len(todo)
+    errors: list[tuple[int, Exception]] = []
+    numbers = itertools.count()
+
+    def some() -> None:
+        while (n := next(numbers)) < len(todo):
+            try:
+                results[n] = work(todo[n])
+            except Exception as error:
+                errors.append((n, error))
+                return
+
+    others = [_pool(threads).submit(some) for _ in range(min(threads, len(todo)) - 1)]
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        some()
+    finally:
+        numba.set_num_threads(before)
+        for other in others:
+            # Whoever has not woken up by now is not needed any more.
+            other.cancel() or other.result()
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]
+    return results
 
 
 def each_rows(work: Callable[[slice], Any], count: int) -> None:
