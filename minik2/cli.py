@@ -1,4 +1,4 @@
-"""The command `minik2`: doctor, progress, check, grade.
+"""The command `minik2`: doctor, progress, check, grade, size.
 
 Unusual here: results go to standard output and all else (bars, complaints) to standard error, so
 that `--json` can be piped; and what a command needs is imported inside it, so that `--help`
@@ -193,6 +193,26 @@ def grade(
     print(f"{done} of {len(files)} graded; the rows are in {output}.", file=sys.stderr)
     if interrupted:
         raise typer.Exit(130)
+
+
+@app.command()
+def size(
+    model: Annotated[str, typer.Argument(help="A preset, a config.json, or a folder with one.")],
+    context: Annotated[int | None, typer.Option(
+        help="Tokens of context; the longest the model is made for if not given.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
+    machine: Annotated[str, typer.Option(help="Where it decodes, such as 8xh200.")] = "16xh200",
+    weights: Annotated[str, typer.Option(help="The format of the weights there.")] = "bfloat16",
+    cache: Annotated[str, typer.Option(help="The format of the cache there.")] = "bfloat16",
+    cluster: Annotated[str | None, typer.Option(
+        help="How training lies on GPUs, such as pp=16,ep=16,tp=1,dp=8,virtual=1.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Work out a model's size: weights, cache, operations, memory, bounds, published figures."""
+    from minik2.sizing.sheet import sheet_of
+
+    made = sheet_of(model, context, batch, machine, weights, cache, cluster)
+    print(json.dumps(made.to_dict(), indent=2) if as_json else made)
 
 
 def _notebook(path: Path) -> Path:

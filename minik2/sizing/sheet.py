@@ -153,6 +153,16 @@ def sheet(
     )  # fmt: skip
 
 
+def sheet_of(
+    model: str, context: int | None, batch: int, devices: str, weights: str, cache_dtype: str,
+    layout: str | None,
+) -> Sheet:
+    """The sheet of a preset, a config.json or a folder with one; layout: text for Layout.parse."""
+    name, cfg = read(model)
+    laid = None if layout is None else Layout.parse(layout)
+    return sheet(cfg, name, context, batch, devices, weights, cache_dtype, laid)
+
+
 def _shape(cfg: ModelConfig) -> str:
     experts = "no experts" if cfg.is_all_dense else (
         f"{cfg.num_experts_per_tok} of {cfg.n_routed_experts} experts")  # fmt: skip
