@@ -2,8 +2,9 @@
 
 Unusual here: there is no loop over tokens and none over the experts nobody chose. The experts'
 gate and up matrices are stacked into one tensor, so that each expert's first step is one product.
-What the backward pass can make again cheaply is not kept: a token's row for each of its experts,
-and the experts' outputs.
+Inside an expert a token is a column: for the few dozen that one gets, W xᵀ with the large matrix
+first takes up to a third less time here than x Wᵀ. What the backward pass can make again cheaply is
+not kept: a token's row for each of its experts, and the experts' outputs.
 """
 
 from collections.abc import Mapping
@@ -75,25 +76,27 @@ def dispatch(indices: Array, experts: int) -> tuple[Array, Array, Array]:
 def add_experts(
     y: Array, x: Array, indices: Array, weights: Array, gate_up_proj: Array, down_proj: Array
 ) -> dict[str, Any]:
-    """Add the chosen experts' weighted outputs to y in place. y, x: (tokens, D)."""
-    experts, double, _ = gate_up_proj.shape
-    width = double // 2
-    token, position, offsets = dispatch(indices, experts)
-    rows = x[token]
-    gate_up = np.empty((len(rows), double), x.dtype)
-    hidden = np.empty((len(rows), width), x.dtype)
-    out = np.empty_like(rows)
+    """Add the chosen experts' weighted outputs to y in place. y, x: (tokens, D).
 
-    def expert(work: tuple[int, slice]) -> None:
+    saved["gate_up"] holds for each busy expert what its first product gave: (2I, its tokens).
+    """
+    token, position, offsets = dispatch(indices, len(gate_up_proj))
+    out = np.empty((len(token), x.shape[1]), x.dtype)
+    busy = _busy(offsets)
+
+    def expert(work: tuple[int, slice]) -> Array:
         e, own = work
-        np.matmul(rows[own], gate_up_proj[e].T, out=gate_up[own])
-        kernels.swiglu(gate_up[own], hidden[own])
-        np.matmul(hidden[own], down_proj[e].T, out=out[own])
+        gate_up = gate_up_proj[e] @ x[token[own]].T
+        hidden = np.empty((len(gate_up) // 2, gate_up.shape[1]), x.dtype)
+        # To the kernel one long row: gates are its first half.
+        kernels.swiglu(gate_up.reshape(1, -1), hidden.reshape(1, -1))
+        out[own] = (down_proj[e] @ hidden).T
+        return gate_up
 
-    parallel.each(expert, _busy(offsets))
+    gate_up = parallel.each(expert, busy)
     kernels.combine(out, position, weights, y)
     return {"x": x, "weights": weights, "gate_up_proj": gate_up_proj, "down_proj": down_proj,
-            "gate_up": gate_up, "offsets": offsets, "token": token,
+            "gate_up": gate_up, "busy": busy, "offsets": offsets, "token": token,
             "position": position}  # fmt: skip
 
 
@@ -103,36 +106,42 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
     dy: (tokens, D). A weight's gradient is dy · out = (dy down_proj) · hidden, so that the experts'
     outputs are not needed.
     """
-    x, gate_up, token, position = (saved[n] for n in ("x", "gate_up", "token", "position"))
+    x, token, position = (saved[name] for name in ("x", "token", "position"))
     gate_up_proj, down_proj = saved["gate_up_proj"], saved["down_proj"]
-    weights, dweights = np.empty((2, len(gate_up), 1), dy.dtype)
-    weights[position.reshape(-1), 0] = saved["weights"].reshape(-1)
+    weights, dweights = np.empty((2, len(token)), dy.dtype)
+    weights[position.reshape(-1)] = saved["weights"].reshape(-1)
     # The system's own zeros, which np.zeros_like would write once more: most are written over.
     dgate_up_proj = np.zeros(gate_up_proj.shape, dy.dtype)
     ddown_proj = np.zeros(down_proj.shape, dy.dtype)
-    drows = np.empty((len(gate_up), dy.shape[1]), dy.dtype)
+    drows = np.empty((len(token), dy.shape[1]), dy.dtype)
 
-    def expert(work: tuple[int, slice]) -> None:
-        e, own = work
+    def expert(work: tuple[tuple[int, slice], Array]) -> None:
+        (e, own), gate_up = work
         dout, w = dy[token[own]], weights[own]
-        dhidden = dout @ down_proj[e]
-        hidden, dgate_up = np.empty_like(dhidden), np.empty_like(gate_up[own])
-        kernels.swiglu(gate_up[own], hidden)
-        np.einsum("pi,pi->p", dhidden, hidden, out=dweights[own, 0])
+        dhidden = down_proj[e].T @ dout.T
+        hidden, dgate_up = np.empty_like(dhidden), np.empty_like(gate_up)
+        long, dlong = gate_up.reshape(1, -1), dgate_up.reshape(1, -1)
+        kernels.swiglu(long, hidden.reshape(1, -1))
+        np.einsum("ip,ip->p", dhidden, hidden, out=dweights[own])
         dhidden *= w
         hidden *= w
-        np.matmul(dout.T, hidden, out=ddown_proj[e])
-        kernels_backward.swiglu_backward(dhidden, gate_up[own], dgate_up)
-        np.matmul(dgate_up.T, x[token[own]], out=dgate_up_proj[e])
-        np.matmul(dgate_up, gate_up_proj[e], out=drows[own])
+        np.matmul(dout.T, hidden.T, out=ddown_proj[e])
+        kernels_backward.swiglu_backward(dhidden.reshape(1, -1), long, dlong)
+        np.matmul(dgate_up, x[token[own]], out=dgate_up_proj[e])
+        np.matmul(dgate_up.T, gate_up_proj[e], out=drows[own])
 
-    parallel.each(expert, _busy(saved["offsets"]))
+    parallel.each(expert, zip(saved["busy"], saved["gate_up"], strict=True))
     dx = np.zeros_like(dy)
     kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
     grads = {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
-    return dx, dweights[position, 0], grads
+    return dx, dweights[position], grads
 
 
 def _busy(offsets: Array) -> list[tuple[int, slice]]:
-    """The experts that have tokens, each with its own rows."""
-    return [(int(e), slice(offsets[e], offsets[e + 1])) for e in np.flatnonzero(np.diff(offsets))]
+    """The experts that have tokens, each with its own rows.
+
+    The busiest first: taken up last, it would keep the others waiting at the end.
+    """
+    counts = np.diff(offsets)
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return [(int(e), slice(offsets[e], offsets[e + 1])) for e in order]
