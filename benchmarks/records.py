@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from minik2.doctor import machine
+from minik2.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,25 +25,10 @@ def stamp() -> dict[str, Any]:
     return {"date": datetime.date.today().isoformat(), "machine": described}
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path`, or leave what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's files are their owner's alone
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-
-
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as readable JSON, whole or not at all."""
-    replace_file(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def fill(path: Path, marker: str, text: str) -> None:
@@ -58,4 +42,4 @@ def fill(path: Path, marker: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed or begin in rest or end in before + after:
         raise ValueError(f"{path} must have one {begin} and after it one {end}; put them back.")
-    replace_file(path, f"{before}{begin}\n{text.strip()}\n{end}{after}")
+    write_whole(path, f"{before}{begin}\n{text.strip()}\n{end}{after}")
