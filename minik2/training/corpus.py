@@ -29,6 +29,8 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "en
              "pydoc_data", "__pycache__"}  # fmt: skip
 # Where a directory of somebody else's text is read, these endings count as text.
 _TEXT = {".py", ".txt", ".md", ".rst", ".c", ".h", ".js", ".json", ".toml", ".html", ".css"}
+# How the file begins that training writes into a run's directory.
+_RUN = b'{\n "minik2":'
 
 
 class Corpus:
@@ -77,8 +79,9 @@ class Corpus:
     def from_path(cls, path: str | Path) -> Corpus:
         """A text file, or every text file below a directory.
 
-        A single file cannot be split by file: its last twentieth is the validation text. Raises
-        OSError for a path that is not there, ValueError where there is no text.
+        A single file cannot be split by file: its last twentieth is the validation text. What lies
+        in the directory of a run is left out, or a run below its own text could not go on with it.
+        Raises OSError for a path that is not there, ValueError where there is no text.
         """
         root = Path(path)
         if root.is_file():
@@ -86,6 +89,8 @@ class Corpus:
         if not root.is_dir():
             raise FileNotFoundError(f"There is no file or directory {root}; name one with text.")
         paths = [p for p in root.rglob("*") if p.suffix.lower() in _TEXT and p.is_file()]
+        runs = {p.parent for p in paths if p.name == "run.json" and _begins(p, _RUN)}
+        paths = [p for p in paths if runs.isdisjoint(p.parents)]
         if not paths:
             raise ValueError(
                 f"There is no text below {root}: no file ends in one of {', '.join(sorted(_TEXT))}."
@@ -170,6 +175,11 @@ def _is_hand_written(relative: Path) -> bool:
         or relative.parts[0].startswith("config-")
         or relative.name.startswith("_sysconfigdata")
     )
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _read(root: Path, paths: Iterable[Path]) -> list[tuple[str, bytes]]:

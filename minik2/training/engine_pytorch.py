@@ -69,10 +69,9 @@ class PyTorchEngine:
         torch._foreach_mul_(list(self._grads().values()), factor)
 
     def not_finite(self) -> str | None:
-        weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        for kind, held in (("weight", weights), ("gradient of", self._grads())):
+        for kind, held in (("weight", self.model.weights), ("gradient of", self._grads())):
             for name, tensor in held.items():
-                if not engines.usable(float(tensor.norm())):
+                if not engines.usable(float(tensor.detach().norm())):
                     return f"{kind} {name}"
         return None
 

@@ -74,8 +74,6 @@ def make(
     saved: the checkpoint's directory and optimizer arrays, None for a new run.
     """
     if settings.engine == "reference":
-        if device != "cpu":
-            raise ValueError(f"The reference computes on the CPU, not on {device!r}.")
         from minik2.training import engine_reference
 
         return engine_reference.ReferenceEngine(cfg, settings, saved)
@@ -84,16 +82,55 @@ def make(
     return engine_pytorch.PyTorchEngine(cfg, settings, device, saved)
 
 
+def check(engine: str, device: str) -> dict[str, str]:
+    """The engine's library and the device, by name and version: what last bits depend on.
+
+    Raises ValueError, one sentence, for a device that the engine cannot compute on.
+    """
+    if engine == "reference":
+        if device != "cpu":
+            raise ValueError(f"The reference computes on the CPU, not on {device!r}.")
+        import numba
+
+        return {"numba": numba.__version__, "device": device}
+    import torch
+
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"The device is cpu or cuda (or cuda:1 and up), not {device!r}.")
+    if place.type == "cpu":
+        return {"torch": torch.__version__, "device": device}
+    if (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"PyTorch finds {torch.cuda.device_count()} GPUs here and so cannot use {device!r}; "
+            "name another device, or cpu."
+        )
+    name = torch.cuda.get_device_name(place)
+    return {"torch": torch.__version__, "device": f"{device} ({name})"}
+
+
 @contextlib.contextmanager
 def threads(engine: str, count: int | None) -> Iterator[int]:
     """Compute on `count` threads inside, None leaving them as they are; gives how many these are.
 
-    For the reference they are those of the matrix products, which everything else follows.
+    For the reference, BLAS and Numba get the same number, at most what Numba was started with.
     """
     if engine == "reference":
-        with ThreadpoolController().select(user_api="blas").limit(limits=count):
-            pools = ThreadpoolController().select(user_api="blas").info()
-            yield max((pool["num_threads"] for pool in pools), default=1)
+        import numba
+
+        blas, before = ThreadpoolController().select(user_api="blas"), numba.get_num_threads()
+        pools = max((pool["num_threads"] for pool in blas.info()), default=before)
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        count = min(count or min(pools, before), most)
+        with blas.limit(limits=count):
+            numba.set_num_threads(count)
+            try:
+                yield count
+            finally:
+                numba.set_num_threads(before)
         return
     import torch
 

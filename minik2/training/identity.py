@@ -6,10 +6,14 @@ with what differs, because a run that changed half way is two experiments that l
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from minik2 import __version__
 from minik2.config import ModelConfig
@@ -30,15 +34,53 @@ def of(cfg: ModelConfig, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     return plain
 
 
-def claim(run: Path, identity: Mapping[str, Any]) -> None:
-    """Make `run` this run's directory, or find that it is.
+def digest(identity: Mapping[str, Any]) -> str:
+    """A name for the run, which its checkpoints carry: one number for config, settings and text."""
+    held = {part: identity[part] for part in ("config", "settings", "text")}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
-    Raises RunError for a directory that holds another run, or other things; OSError where it cannot
-    be made.
+
+@contextlib.contextmanager
+def held(run: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, `run` is this run's directory and no other process's.
+
+    Raises RunError for a directory that another process trains in, that holds another run, or other
+    things; OSError where it cannot be made. Nothing is changed there then.
     """
+    lock = filelock.FileLock(run / ".lock", timeout=0)
+    try:
+        check(run, identity)
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise RunError(
+            f"Another process is training in {run}; wait for it, or name another --out."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"{run} cannot be a run's directory ({error.strerror or error}); name another --out."
+        ) from error
+    try:
+        claim(run, identity)  # again, now that nobody else does
+        yield
+    finally:
+        lock.release()
+
+
+def claim(run: Path, identity: Mapping[str, Any]) -> None:
+    """Make `run` this run's directory, or find that it is. Raises as `check`, and OSError."""
+    check(run, identity)
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / NAME).is_file():
+        write_whole(run / NAME, json.dumps(identity, indent=1) + "\n")
+
+
+def check(run: Path, identity: Mapping[str, Any]) -> None:
+    """Raises RunError for a directory that holds another run, or other things; changes nothing."""
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file; a run needs a directory, so name another --out.")
-    run.mkdir(parents=True, exist_ok=True)
+    if not run.is_dir():
+        return
     if (run / NAME).is_file():
         found = differences(read(run), identity)
         if found:
@@ -54,7 +96,6 @@ def claim(run: Path, identity: Mapping[str, Any]) -> None:
             f"{run} holds {', '.join(strangers[:SHOWN])} and is no run of minik2's; name an empty "
             "directory, or one that does not exist yet, as --out."
         )
-    write_whole(run / NAME, json.dumps(identity, indent=1) + "\n")
 
 
 def read(run: Path) -> dict[str, Any]:

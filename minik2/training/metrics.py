@@ -12,12 +12,16 @@ Every line has `kind` and `step`.
                   trained (seconds of all steps so far), tokens (targets so far), memory (bytes)
     "evaluation"  held_out (nats a token), weight_rms and update_rms (root mean squares by kind of
                   tensor; the update is that of this one step), sample (text, where asked for)
-    "resumed"     threads, device: where the steps after it were made
+    "resumed"     threads, device, versions: what the steps after it were made with
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +31,57 @@ NAME = "metrics.jsonl"
 
 
 class Metrics:
-    """The file, open for the next lines; those after `step` are cut off first."""
+    """The file, open for the next lines; those after `step` are cut off first.
+
+    warnings: a sentence where the file was not as the run left it, which ends no run. Every method
+    raises OSError, one sentence, where the disk refuses.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.path = run / NAME
-        kept = [line for line in read(run) if line["step"] <= step] if step else []
-        write_whole(self.path, "".join(_line(entry) for entry in kept))
-        self.file = self.path.open("a", encoding="utf-8")
+        self.path, self.warnings = run / NAME, list[str]()
+        with self._disk():
+            kept = [line for line in self._found() if line["step"] <= step] if step else []
+            write_whole(self.path, "".join(_line(entry) for entry in kept))
+            self.file = self.path.open("a", encoding="utf-8")
+
+    def _found(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            self.warnings.append(f"{NAME} is gone; what the run saw up to here is lost.")
+            return []
+        entries, bad = _parse(self.path)
+        if bad:
+            aside = self.path.with_name(f"{NAME}.damaged")
+            shutil.copyfile(self.path, aside)
+            self.warnings.append(
+                f"{NAME} is damaged (line {bad[0]} is not one that a run writes, {len(bad)} such "
+                f"in all) and kept as {aside.name}; its whole lines go on."
+            )
+        return entries
 
     def add(self, kind: str, step: int, **facts: Any) -> None:
         """Write one line at once, so that a reader beside the run sees it."""
-        self.file.write(_line({"kind": kind, "step": step, **facts}))
-        self.file.flush()
+        with self._disk():
+            self.file.write(_line({"kind": kind, "step": step, **facts}))
+            self.file.flush()
+
+    def flush(self) -> None:
+        """Make the disk hold every line so far, so that none before a checkpoint can be missing."""
+        with self._disk():
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # `add` has raised it, with the sentence
+            self.file.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self.path} could not be written ({error.strerror or error}); the checkpoints "
+                "are untouched. Make room there, and give the same command again."
+            ) from error
 
 
 def read(run: str | Path) -> list[dict[str, Any]]:
@@ -54,16 +94,25 @@ def read(run: str | Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f"{run} has no {NAME}; give the directory that `minik2 train` was given as --out."
         )
-    found = []
+    entries, bad = _parse(path)
+    if bad:
+        raise ValueError(f"Line {bad[0]} of {path} is not one that a run writes.")
+    return entries
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The entries, and the numbers of the lines that are none."""
+    found, bad = [], []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             entry = json.loads(line)
-            entry["kind"], entry["step"]
+            if not isinstance(entry["kind"], str) or not isinstance(entry["step"], int):
+                raise ValueError
+            found.append(entry)
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"Line {number} of {path} is not one that a run writes.") from None
-        found.append(entry)
-    return found
+            bad.append(number)
+    return found, bad
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ any moment, and a disk that lies.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,6 +86,7 @@ def save(
             _set_aside(target)
         beside.rename(target)
         _flush(folder)
+        _flush(run)
     except (OSError, SafetensorError) as error:
         cause = error.__cause__ or error
         reason = getattr(cause, "strerror", None) or cause
@@ -103,11 +105,10 @@ def newest(run: Path) -> tuple[Saved | None, list[str]]:
     """The newest whole checkpoint (None before the first) and a warning for each passed over.
 
     Damaged ones are renamed to `….damaged`, so that they are neither lost nor looked at again.
-    Raises RunError where there are checkpoints and none of them is whole.
+    Raises RunError where there are checkpoints and none of them is whole, or ever was since.
     """
     warnings: list[str] = []
-    found = _steps(run / "checkpoints")
-    for path in reversed(found):
+    for path in reversed(_steps(run / "checkpoints")):
         try:
             return _read(path), warnings
         except PermissionError:
@@ -115,10 +116,12 @@ def newest(run: Path) -> tuple[Saved | None, list[str]]:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             warnings.append(f"{path.name} is damaged ({error}) and is passed over.")
             _set_aside(path)
-    if found:
+    damaged = sorted(path.name for path in (run / "checkpoints").glob("step-*.damaged"))
+    if damaged:
+        why = " ".join(warnings) or f"there are {', '.join(damaged)}."
         raise RunError(
-            f"None of the checkpoints in {run / 'checkpoints'} is whole: {' '.join(warnings)} Name "
-            "another --out to begin anew."
+            f"None of the checkpoints in {run / 'checkpoints'} is whole: {why} Name another --out "
+            "to begin anew."
         )
     return None, warnings
 
@@ -127,6 +130,8 @@ def tidy(run: Path) -> None:
     """Remove what a save or a removal that was cut off left behind."""
     for path in (run / "checkpoints").glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in (*run.glob(".run.json.*"), *run.glob(".metrics.jsonl.*")):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Saved:
@@ -166,8 +171,9 @@ def _set_aside(path: Path) -> None:
 def _drop(path: Path) -> None:
     # Hidden first: cut off half way, what is left must not look like a checkpoint.
     hidden = path.with_name(f".{path.name}.old")
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):  # in use elsewhere, on Windows: it goes with the next one
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

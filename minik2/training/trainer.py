@@ -7,23 +7,21 @@ the sampler), so a run that was killed ends with the bits of one that was not.
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
+from minik2 import __version__
 from minik2.config import ModelConfig
 from minik2.training import engines, identity, store
 from minik2.training.corpus import VOCABULARY, Corpus, decode, encode
 from minik2.training.engines import Engine
+from minik2.training.interrupt import stop_when_asked
 from minik2.training.metrics import Metrics
 from minik2.training.observe import rms_by_kind, violation
 from minik2.training.schedule import wsd
@@ -57,8 +55,11 @@ class Habits:
     def __post_init__(self) -> None:
         for name in ("threads", "evaluate_every", "save_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be a whole number, 1 up, not {value}.")
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and not (name == "threads" and value is None):
+                raise ValueError(f"{name} must be a whole number, 1 up, not {value!r}.")
+        if self.prompt is not None and not encode(self.prompt).size:
+            raise ValueError("A sample goes on with a prompt; give it one letter at least.")
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,18 @@ def train(
         )
     for split in ("train", "validation"):
         corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
-    identity.claim(run, identity.of(cfg, settings, corpus))
-    try:
-        with (
-            filelock.FileLock(run / ".lock", timeout=0),
-            engines.threads(settings.engine, habits.threads) as threads,
-            _stop_when_asked() as asked,
-        ):
-            return _Run(cfg, settings, corpus, run, habits, tell, threads).go(asked)
-    except filelock.Timeout:
-        raise store.RunError(
-            f"Another process is training in {run}; wait for it, or name another --out."
-        ) from None
+    library = engines.check(settings.engine, habits.device)
+    mine = identity.of(cfg, settings, corpus)
+    with (
+        identity.held(run, mine),
+        engines.threads(settings.engine, habits.threads) as threads,
+        stop_when_asked() as asked,
+    ):
+        name, made_with = identity.digest(mine), {
+            "threads": threads, **library, "numpy": np.__version__, "minik2": __version__,
+            "python": platform.python_version(), "machine": platform.machine(),
+        }  # fmt: skip
+        return _Run(cfg, settings, corpus, run, habits, tell, made_with, name).go(asked)
 
 
 class _Run:
@@ -125,16 +126,18 @@ class _Run:
         run: Path,
         habits: Habits,
         tell: Tell,
-        threads: int,
+        made_with: dict[str, Any],
+        name: str,
     ) -> None:
         self.cfg, self.settings, self.corpus = cfg, settings, corpus
         self.run, self.habits, self.tell = run, habits, tell
-        self.made_with = {
-            "threads": threads, "device": habits.device, "numpy": np.__version__,
-            "python": platform.python_version(), "machine": platform.machine(),
-        }  # fmt: skip
+        self.made_with, self.name = made_with, name
         store.tidy(run)
-        saved, warnings = store.newest(run)
+        saved, self.warnings = store.newest(run)
+        if saved and saved.state.get("run") != name:
+            raise store.RunError(
+                f"{saved.path} is a checkpoint of another run; move it out of this one's directory."
+            )
         self.rng = np.random.default_rng(settings.seed)
         self.step, self.trained, self.held_out = 0, 0.0, None
         self.checkpoint = saved.path if saved else None
@@ -142,13 +145,15 @@ class _Run:
             self.step, self.trained = saved.step, saved.state["trained"]
             self.held_out = saved.state["held_out"]
             self.rng.bit_generator.state = saved.state["sampler"]
-            warnings += self._compare(saved.state["made_with"])
+        self.finished = self.step == settings.steps
+        if self.finished:
+            return
+        if saved:
+            self.warnings += self._compare(saved.state["made_with"])
         held = (str(saved.model), saved.optimizer) if saved else None
         self.engine: Engine = engines.make(cfg, settings, habits.device, held)
         self.metrics = Metrics(run, self.step)
-        for warning in warnings:
-            tell("warning", {"step": self.step, "text": warning})
-        tell("begin", {"step": self.step, "steps": settings.steps, **self.made_with})
+        self.warnings += self.metrics.warnings
 
     def _compare(self, before: dict[str, Any]) -> list[str]:
         changed = [
@@ -163,25 +168,34 @@ class _Run:
         ]
 
     def go(self, asked: Callable[[], bool]) -> Outcome:
+        for warning in self.warnings:
+            self.tell("warning", {"step": self.step, "text": warning})
+        self.tell("begin", {"step": self.step, "steps": self.settings.steps, **self.made_with})
+        if not self.finished:
+            try:
+                self._steps(asked)
+            finally:
+                self.metrics.close()
+        return Outcome(self.step, self.held_out, self.checkpoint, self.step < self.settings.steps)
+
+    def _steps(self, asked: Callable[[], bool]) -> None:
         settings, habits = self.settings, self.habits
-        try:
-            if 0 < self.step < settings.steps:
-                self._note("resumed", **self.made_with)
-            elif not self.step and not asked():
-                self._evaluate(None)
-            while self.step < settings.steps and not asked():
-                self.step += 1
-                last = self.step == settings.steps
-                evaluate = last or self.step % habits.evaluate_every == 0
-                before = self._copy() if evaluate else None
-                self._train_step()
-                if evaluate:
-                    self._evaluate(before)
-                if last or self.step % habits.save_every == 0 or asked():
-                    self._save()
-        finally:
-            self.metrics.close()
-        return Outcome(self.step, self.held_out, self.checkpoint, self.step < settings.steps)
+        if self.step:
+            self._note("resumed", **self.made_with)
+        elif not asked():
+            self._evaluate(None)
+        last = stop = asked()
+        while not (last or stop):
+            self.step += 1
+            last = self.step == settings.steps
+            evaluate = last or self.step % habits.evaluate_every == 0
+            before = self._copy() if evaluate else None
+            self._train_step()
+            if evaluate:
+                self._evaluate(before)
+            stop = asked()  # once: a request between two looks would end the run unsaved
+            if last or stop or self.step % habits.save_every == 0:
+                self._save()
 
     def _train_step(self) -> None:
         settings, engine, step = self.settings, self.engine, self.step
@@ -196,9 +210,13 @@ class _Run:
             self._diverged(f"loss {loss}, length of the gradient {norm}", engine.not_finite())
         if settings.clip_norm is not None and norm > settings.clip_norm:
             engine.shorten(settings.clip_norm / norm)
+        max_logits, loads, maxima_seconds = engine.seen()
+        if not np.isfinite(max_logits).all():
+            layer, head = np.argwhere(~np.isfinite(max_logits))[0].tolist()
+            where = f"attention logits of layer {layer}, head {head}"
+            self._diverged(f"largest logit {max_logits[layer, head]}", where)
         share = wsd(step, settings.steps, settings.warmup, settings.decay, settings.final)
         gammas = engine.update(share)
-        max_logits, loads, maxima_seconds = engine.seen()
         if settings.bias_speed and step <= settings.bias_until * settings.steps:
             engine.balance()
         seconds = time.perf_counter() - start
@@ -252,7 +270,8 @@ class _Run:
         bad = self.engine.not_finite()
         if bad:
             self._diverged("the weights after it", bad)
-        state = {"trained": self.trained, "held_out": self.held_out,
+        self.metrics.flush()
+        state = {"run": self.name, "trained": self.trained, "held_out": self.held_out,
                  "sampler": self.rng.bit_generator.state, "made_with": self.made_with}  # fmt: skip
         self.checkpoint = store.save(
             self.run, self.step, self.cfg, self.engine.weights(), self.engine.optimizer_state(),
@@ -277,27 +296,3 @@ class _Run:
 def _clipped(gammas: np.ndarray[Any, Any]) -> list[Sequence[float]]:
     places = np.argwhere(gammas < 1).tolist()
     return [[layer, head, float(gammas[layer, head])] for layer, head in places]
-
-
-@contextlib.contextmanager
-def _stop_when_asked() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM makes the function given true; the next one interrupts.
-
-    Outside the main thread, where Python hands out no signals, it stays false.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
