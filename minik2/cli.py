@@ -1,4 +1,4 @@
-"""The command `minik2`: doctor, progress, check, grade, size.
+"""The command `minik2`: doctor, progress, check, grade, size; `train` is in a module of its own.
 
 Unusual here: results go to standard output and all else (bars, complaints) to standard error, so
 that `--json` can be piped; and what a command needs is imported inside it, so that `--help`
@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from minik2 import __version__
+from minik2 import __version__, cli_train
 
 if TYPE_CHECKING:
     from minik2.checks.marking import Mark
@@ -213,6 +213,9 @@ def size(
 
     made = sheet_of(model, context, batch, machine, weights, cache, cluster)
     print(json.dumps(made.to_dict(), indent=2) if as_json else made)
+
+
+app.command()(cli_train.train)
 
 
 def _notebook(path: Path) -> Path:

@@ -16,7 +16,7 @@ RANKS = {
     "reference": 2, "pytorch": 2,
     "training": 3,
     "plots": 4, "doctor": 4,
-    "experiments": 5, "checks": 5,
+    "experiments": 5, "checks": 5, "cli_train": 5,
     "cli": 6, "__main__": 7,
 }
 ENGINE = {part for part, rank in RANKS.items() if rank <= 2}
