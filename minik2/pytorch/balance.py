@@ -1,5 +1,7 @@
 """The sequence-wise balance loss in torch: counts without a gradient times means with one."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,11 @@ def forward(scores: Tensor, chosen: int, alpha: float) -> Tensor:
     scores: (B, T, E), unbiased, above 0; chosen: K. f_e = E / (K T) times how often e is among the
     K best unbiased scores of a token; P_e = the mean over tokens of score_e / Σ scores. Alike
     experts give alpha, the least there is. Source: arXiv 2412.19437 eq. 17-20, alpha 0.0001 in its
-    §4.2; the average over sequences as in DeepSeek-V2's released code.
+    §4.2; the average over sequences as in DeepSeek-V2's released code. Raises ValueError for an
+    alpha that is negative or not finite.
     """
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"The balance loss's alpha is a finite number, 0 or more, not {alpha}.")
     batch, tokens, experts = scores.shape
     best = scores.detach().topk(chosen, dim=-1).indices.flatten(1)
     counts = scores.new_zeros(batch, experts)

@@ -4,6 +4,7 @@ Unusual here: it is the product of a count and a mean. Counts of choices have no
 score of an expert has one, and it is the larger the more often that expert was among the best.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ def forward(scores: Array, chosen: int, alpha: float) -> tuple[float, dict[str, 
     scores: (B, T, E), unbiased, above 0; chosen: K. f_e = E / (K T) times how often e is among the
     K best unbiased scores of a token; P_e = the mean over tokens of score_e / Σ scores. Alike
     experts give alpha, the least there is. Source: arXiv 2412.19437 eq. 17-20, alpha 0.0001 in its
-    §4.2; the average over sequences as in DeepSeek-V2's released code.
+    §4.2; the average over sequences as in DeepSeek-V2's released code. Raises ValueError for an
+    alpha that is negative or not finite.
     """
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"The balance loss's alpha is a finite number, 0 or more, not {alpha}.")
     batch, tokens, experts = scores.shape
     best = np.empty((batch * tokens, chosen), np.int64)
     kernels.top_k(scores.reshape(-1, experts), best)

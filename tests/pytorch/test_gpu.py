@@ -110,3 +110,25 @@ def test_a_model_comes_back_from_the_device_as_it_went():
     before = {name: w.clone() for name, w in built.weights.items()}
     back = built.to(DEVICE).to("cpu")
     assert all(torch.equal(back.weights[name], w) for name, w in before.items())
+
+
+def test_a_watch_sees_what_it_sees_on_the_cpu_and_does_not_wait():
+    seen = []
+    for device in ("cpu", DEVICE):
+        built, watch = build.model(TINY, 0, device=device), pytorch.Watch(TINY, device)
+        for _ in range(2):
+            built.loss(TOKENS, TOKENS, 0.1, watch).backward()
+        assert watch.seconds > 0
+        seen.append((watch.max_logits.cpu(), watch.loads.cpu()))
+    assert relative_error(seen[1][0], seen[0][0]) < FLOAT64
+    assert torch.equal(seen[1][1], seen[0][1])
+    q = torch.ones(1, 100, 2, 16, device=DEVICE)
+    indices = torch.zeros(100, 2, dtype=torch.int64, device=DEVICE)
+    saved = {"attention": {"q": q, "k": q, "scale": 0.5}, "router": {"indices": indices}}
+    watch.reset()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        watch.take(1, saved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.max_logits[1].tolist() == [8.0, 8.0] and watch.loads[1, 0] == 200

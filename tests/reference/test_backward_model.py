@@ -29,13 +29,14 @@ def data(cfg, shape, seed):
     return tokens, targets
 
 
-@given(cfg=any_configs(), shape=SHAPES, seed=SEEDS)
-@settings(max_examples=40, deadline=None)
-def test_the_engines_agree_in_float64(cfg, shape, seed):
+@given(cfg=any_configs(), shape=SHAPES, alpha=st.sampled_from([0.0, 0.3]), seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_the_engines_agree_in_float64(cfg, shape, alpha, seed):
+    """With the balance loss and without, dense models among them, where it adds nothing."""
     tokens, targets = data(cfg, shape, seed)
-    value, grads = build.model(cfg, seed).loss_and_grads(tokens, targets)
+    value, grads = build.model(cfg, seed).loss_and_grads(tokens, targets, alpha)
     model = torch_build.model(cfg, seed)
-    theirs, their_grads = model.loss_and_grads(tokens, targets)
+    theirs, their_grads = model.loss_and_grads(tokens, targets, alpha)
     assert value == pytest.approx(theirs.item(), rel=1e-12)
     assert list(grads) == list(their_grads)
     assert_alike(grads, their_grads)
@@ -175,18 +176,22 @@ def test_tokens_that_are_none_are_refused(engine):
         built.loss_and_grads([[256]], [[1]])
 
 
-def test_the_balance_loss_adds_its_price_for_each_layer_with_experts():
-    model, (tokens, targets) = build.model(TINY, 0), data(TINY, (2, 12), 0)
+@engines
+def test_the_balance_loss_adds_its_price_for_each_layer_with_experts(engine):
+    model, (tokens, targets) = torch_build.engine(engine, TINY), data(TINY, (2, 12), 0)
     plain_loss, plain_grads = model.loss_and_grads(tokens, targets)
     value, grads = model.loss_and_grads(tokens, targets, balance_alpha=0.5)
-    _, saved = model.forward(tokens)
+    _, saved = build.model(TINY, 0).forward(tokens)
     prices = [reference.balance.forward(s["mlp"]["router"]["scores"].reshape(2, 12, 8), 2, 0.5)[0]
               for s in saved[1:3]]  # fmt: skip
-    assert value == pytest.approx(plain_loss + sum(prices), rel=1e-14)
+    assert float(value) == pytest.approx(float(plain_loss) + sum(prices), rel=1e-14)
     gate = "model.layers.2.mlp.gate.weight"
     assert relative_error(grads[gate], plain_grads[gate]) > 1e-3
     # What lies behind the last router has nothing to do with it.
     assert (grads["lm_head.weight"] == plain_grads["lm_head.weight"]).all()
+    for alpha in (-0.1, np.inf, np.nan):
+        with pytest.raises(ValueError, match="alpha is a finite number, 0 or more, not"):
+            model.loss_and_grads(tokens, targets, balance_alpha=alpha)
 
 
 def test_mean_over_all_places_and_not_over_rows():

@@ -83,7 +83,9 @@ def test_singular_values_land_near_one():
     assert 0.68 < values.min() < values.max() < 1.14
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 8), (3, 140, 300), (2, 300, 140), (1, 6, 6)])
+@pytest.mark.parametrize(
+    "shape", [(5, 3, 8), (3, 128, 256), (3, 140, 300), (2, 300, 140), (1, 6, 6), (300, 40, 9)]
+)
 def test_a_stack_is_taken_matrix_by_matrix(shape):
     G = np.random.default_rng(0).standard_normal(shape)
     G[0] *= 100  # one norm for the whole stack would show
