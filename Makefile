@@ -17,17 +17,18 @@ SET_UP = @command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on th
 	MINIK2_COMMAND="make $@" $(PYTHON) tools/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help course test test-all lessons proof bench clean
+.PHONY: help course test test-all lessons proof bench experiments clean
 
 help:
 	@echo "minik2: Kimi K2 in miniature. The commands:"
-	@echo "  make course     set up if need be, and open JupyterLab at lesson 00"
-	@echo "  make test       set up if need be, and run the tests with the lessons' steps shortened"
-	@echo "  make test-all   every test at full length, the browser test too"
-	@echo "  make proof      hold every part against other implementations; fills the README's table"
-	@echo "  make bench      time both engines beside transformers; wants a quiet machine"
-	@echo "  make lessons    build the notebooks from lessons/ and run them (minutes)"
-	@echo "  make clean      remove what tests and tools left behind (.venv stays)"
+	@echo "  make course       set up if need be, and open JupyterLab at lesson 00"
+	@echo "  make test         set up if need be, and run the tests with the lessons' steps shortened"
+	@echo "  make test-all     every test at full length, the browser test too"
+	@echo "  make proof        hold every part against other implementations; fills the README's table"
+	@echo "  make bench        time both engines beside transformers; wants a quiet machine"
+	@echo "  make experiments  K2's claims tried small; goes on where it stopped (half an hour)"
+	@echo "  make lessons      build the notebooks from lessons/ and run them (minutes)"
+	@echo "  make clean        remove what tests and tools left behind (.venv stays)"
 	@echo "With PYTHON=python3.12 another Python makes .venv; PIP_ARGS and JUPYTER_ARGS are passed on."
 
 # Jupyter refuses to run as root unless told; containers do, and it listens on this machine alone.
@@ -66,6 +67,12 @@ bench:
 	@$(BIN)/python -m benchmarks.forward --record
 	@$(BIN)/python -m benchmarks.imports --record
 	@$(BIN)/python -m benchmarks.lessons --record
+
+# Every run is kept in runs/experiments: a second call makes only what is missing.
+experiments:
+	$(SET_UP) course
+	@echo "==> experiments at a laptop's size; Ctrl-C saves, and the same command goes on"
+	@$(BIN)/python -m minik2.experiments
 
 clean:
 	rm -rf build dist .artifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,276 @@
+"""The figures of the experiments, each drawn from its results file alone.
+
+Unusual here: titles are put together from the record's numbers, so that a claim which did not come
+true cannot stand above a curve that shows it. Bands reach from the least seed to the most; there
+are too few of them for anything finer. Blue and orange mean the latent and the rotary part in this
+course, so nothing here has either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullLocator
+
+from minik2.plots.common import (
+    AMOUNT,
+    INK,
+    PLAIN,
+    SECOND,
+    SOFT,
+    TODAY,
+    Picture,
+    heat,
+    minus,
+    picture,
+    styled,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Record = Mapping[str, Any]
+
+NAMES = {"muonclip": "MuonClip", "muon": "Muon", "adamw": "AdamW"}
+LOOKS = {"muonclip": (TODAY, "-"), "muon": (SECOND, "-"), "adamw": (SECOND, "--")}
+ARM_LOOKS = [(INK, "-"), (TODAY, "--"), (PLAIN[3], "-"), (PLAIN[3], ":"), (SECOND, "-")]
+LOSS = "held-out loss, nats a byte"
+
+
+@styled
+def muon_vs_adamw(record: Record) -> Picture:
+    """Last losses by rate, then the best runs' losses by tokens and by seconds."""
+    found, settings = record["found"], record["settings"]
+    tokens = settings["batch"] * settings["accumulate"] * settings["window"]
+    gap, seconds = found["muon_minus_adamw"]["mean"], found["step_seconds_alone"]
+    title = (f"MuonClip ends {abs(gap):.2f} nats {'below' if gap < 0 else 'above'} AdamW"
+             + _shares(found))  # fmt: skip
+    figure, (rates, by_tokens, by_seconds) = picture(title, 12, 3.8, 1, 3)
+    for name, losses in found["grid"].items():
+        colour, dash = LOOKS[name]
+        values = np.array(losses, float)  # None, a run that diverged, is NaN here
+        best = int(np.nanargmin(values))
+        rates.plot(found["rates"], values, dash, marker="o", markersize=4, color=colour)
+        rates.plot(found["rates"][best], values[best], "o", markersize=10, color=colour,
+                   fillstyle="none")  # fmt: skip
+        steps, losses = _curves(found["curves"][name])
+        for axes, unit in ((by_tokens, tokens), (by_seconds, seconds[name])):
+            _band(axes, steps * unit, losses, colour, dash, NAMES[name])
+    target = np.mean(found["final"]["adamw"])
+    for axes in (by_tokens, by_seconds):
+        axes.axhline(target, color=SOFT, linewidth=1, linestyle=":")
+    own = _mean(found["share_of_own_length"])
+    shorter = {float(share): np.mean(losses) for share, losses in found["shorter"].items()}
+    lengths = np.array([share for share in shorter if share < 1])
+    by_tokens.plot(lengths * settings["steps"] * tokens, [shorter[s] for s in lengths], "D",
+                   color=TODAY, markersize=5, fillstyle="none",
+                   label="MuonClip, shorter runs")  # fmt: skip
+    rates.set(xscale="log", xlabel="highest learning rate", ylabel=LOSS)
+    rates.set_xticks(found["rates"], [f"{rate:g}" for rate in found["rates"]], rotation=45)
+    rates.xaxis.set_minor_locator(NullLocator())
+    rates.set_title("same rates for both, one seed; best ringed")
+    by_tokens.set_title("by token" if own is None else
+                        f"by token: {own:.0%} of them, the rate falling in time")
+    ratio = seconds["muonclip"] / seconds["adamw"]
+    by_seconds.set_title(f"by second: a step takes {ratio:.2f} times AdamW's")
+    top = max(_curves(c)[1][:, _settled(c)].max() for c in found["curves"].values())
+    for axes, label in ((by_tokens, "tokens"), (by_seconds, "seconds, one thread alone")):
+        axes.set(xlabel=label, ylim=(_least(found) - 0.05, top))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.legend()
+    return figure
+
+
+@styled
+def logit_explosion(record: Record) -> Picture:
+    """The largest logits with and without QK-Clip, which heads were clipped when, and the loss.
+
+    Hot runs in colour; calm ones, at the base rate, in grey.
+    """
+    found, tau = record["found"], record["plan"]["tau"]
+    model, steps = record["model"], record["settings"]["steps"]
+    heads = model["num_attention_heads"]
+    tops = {name: max(largest) for name, largest in found["largest"].items()}
+    gap, calm = found["clipped_minus_plain"]["mean"], found["calm_clipped_minus_plain"]["mean"]
+    figure, ((logits, loss), (clipped, share)) = picture(
+        f"Plain Muon's logits reach {tops['muon']:.0f}, MuonClip's {tops['muonclip']:.0f}; the "
+        f"loss changes by {minus(f'{gap:+.2f}')} nats, in a calm run by {minus(f'{calm:+.3f}')}",
+        12, 6.6, 2, 2)
+    names = {"muon": "Muon, hot", "muonclip": f"MuonClip, hot, tau = {tau:g}", "calm": "Muon, calm",
+             "calm_clipped": f"MuonClip, calm, tau = {record['plan']['calm_tau']:g}"}
+    looks = LOOKS | {"calm": (SOFT, "-"), "calm_clipped": (INK, "--")}
+    for name, label in names.items():
+        colour, dash = looks[name]
+        if name in found["max_logit"]:
+            values = np.array(found["max_logit"][name]).max(axis=1)
+            logits.plot(np.arange(1, len(values) + 1), values, dash, color=colour, label=label)
+        at, losses = _curves(found["curves"][name])
+        _band(loss, at, losses, colour, dash, label)
+    logits.axhline(tau, color=INK, linewidth=1, linestyle=":", label=f"tau = {tau:g}")
+    logits.set(yscale="log", xlabel="step", ylabel="after scaling, before the softmax")
+    logits.set_title("largest logit of all heads, one seed")
+    logits.legend()
+    top = max(_curves(c)[1][:, 1:].max() for c in found["curves"].values())
+    loss.set(xlabel="step", ylabel=LOSS, ylim=(_least(found) - 0.05, top))
+    loss.set_title("all seeds: mean, least and most")
+    loss.legend()
+    excess = np.full((model["num_hidden_layers"] * heads, steps), np.nan)
+    for step, layer, head, gamma in found["clipped"]:
+        excess[layer * heads + head, step - 1] = 1 / gamma
+    image = clipped.imshow(excess, aspect="auto", cmap=AMOUNT, vmin=0.9, interpolation="nearest",
+                           extent=(0.5, steps + 0.5, len(excess) - 0.5, -0.5))  # fmt: skip
+    clipped.set_yticks(np.arange(0, len(excess), heads),
+                       [f"layer {n}" for n in range(model["num_hidden_layers"])])  # fmt: skip
+    for edge in np.arange(heads, len(excess), heads):
+        clipped.axhline(edge - 0.5, color=SOFT, linewidth=0.5)
+    figure.colorbar(image, ax=clipped, label="logit / tau")
+    ever = np.mean(found["clipped_ever"]["muonclip"])
+    clipped.set_title(f"hot: each head's clipped logits, one seed; {ever:.0%} of all seeds' "
+                      "heads")  # fmt: skip
+    clipped.set_xlabel("step")
+    parts = np.array(found["clipped_by_part"]["muonclip"])
+    middle = (np.arange(parts.shape[1]) + 0.5) * steps / parts.shape[1]
+    _band(share, middle, parts, TODAY, "o-", "")
+    first, last = parts.mean(axis=0).max(), parts.mean(axis=0)[-1]
+    share.set_title(f"hot: a step clips {first:.0%} of the heads at most, {last:.0%} at last")
+    share.set(xlabel="step", ylim=(0, None))
+    share.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return figure
+
+
+@styled
+def balance(record: Record) -> Picture:
+    """Loads over steps for three ways, everybody's violation, and what it costs."""
+    found = record["found"]
+    base = next(iter(found["final"]))
+    worst = {arm: float(np.mean(found["last_violation"][arm])) for arm in found["final"]}
+    gap = found["minus_base"]["neither"]["mean"]
+    figure, (maps, (violation, loss, key)) = picture(
+        f"At the end the busiest expert has {1 + worst[base]:.1f} times its share with the bias, "
+        f"{1 + worst['neither']:.1f} times without; the loss is {abs(gap):.2f} nats "
+        f"{'higher' if gap > 0 else 'lower'} then", 12, 6.6, 2, 3)
+    shown = ["bias and faint loss", "strong loss alone", "neither"]
+    experts = len(found["loads"][base][0])
+    largest = max(np.max(found["loads"][arm]) for arm in shown)
+    for axes, arm in zip(maps, shown, strict=True):
+        loads = np.array(found["loads"][arm]).T
+        image = heat(axes, loads, low=0, high=largest)
+        axes.set_aspect("auto")
+        image.set_extent((0, loads.shape[1] * found["every"], experts - 0.5, -0.5))
+        axes.set(title=f"{arm}: {_idle(found, arm)}", xlabel="step", yticks=[])
+        axes.set_ylabel("expert")
+    figure.colorbar(image, ax=maps[-1], label="load / even load")
+    for n, (arm, seeds) in enumerate(found["violation"].items()):
+        colour, dash = ARM_LOOKS[n % len(ARM_LOOKS)]
+        smooth = np.array([_smooth(np.array(one)) for one in seeds])
+        _band(violation, np.arange(smooth.shape[1]) + 1, smooth, colour, dash, arm)
+        losses = found["final"][arm]
+        loss.plot(losses, np.full(len(losses), n), "o", color=colour, alpha=0.7)
+        loss.plot(np.mean(losses), n, "|", color=colour, markersize=18, markeredgewidth=2)
+    violation.set(xlabel="step", ylabel="load / mean − 1", ylim=(0, None))
+    violation.set_title("violation of the worst layer")
+    loss.set(xlabel=LOSS, yticks=[], ylim=(len(found["final"]) - 0.5, -0.5))
+    loss.set_title("after the last step: seeds and mean, rows as in the key")
+    key.axis("off")
+    key.legend(*violation.get_legend_handles_labels(), loc="center left",
+               title="all seeds: mean, least and most", alignment="left")  # fmt: skip
+    return figure
+
+
+@styled
+def sparsity(record: Record) -> Picture:
+    """The last loss by the number of experts, the curves, and twice the heads."""
+    found, plan = record["found"], record["plan"]
+    levels = [str(level) for level in plan["sparsities"]]
+    active = record["model"]["num_experts_per_tok"]
+    low, high = (np.mean(found["final"][level]) for level in (levels[0], levels[-1]))
+    twice = found["heads_relative"]
+    figure, (by_experts, curves, heads) = picture(
+        f"From {active} to {int(levels[-1]) * active} experts, {active} of them active: "
+        f"{low:.3f} to {high:.3f} nats; twice the heads: {_percent(twice['mean'])} loss",
+        12, 3.8, 1, 3)  # fmt: skip
+    values = np.array([found["final"][level] for level in levels]).T
+    _band(by_experts, np.array([int(level) for level in levels]), values, TODAY, "o-", "")
+    by_experts.set_xscale("log", base=2)
+    by_experts.set_xticks([int(level) for level in levels], levels)
+    by_experts.xaxis.set_minor_locator(NullLocator())
+    by_experts.set(xlabel="experts / active experts", ylabel=LOSS,
+                   title="after the last step: mean, least and most")  # fmt: skip
+    settings = record["settings"]
+    tokens = settings["batch"] * settings["accumulate"] * settings["window"]
+    shades = AMOUNT(np.linspace(0.3, 1, len(levels)))
+    for level, shade in zip(levels, shades, strict=True):
+        steps, losses = _curves(found["curves"][level])
+        curves.plot(steps * tokens, losses.mean(axis=0), color=shade,
+                    label=f"{int(level) * active} experts")  # fmt: skip
+    top = max(_curves(found["curves"][level])[1][:, 2:].max() for level in levels)
+    curves.set(xlabel="tokens", ylim=(_least(found) - 0.05, top), title="means over the seeds")
+    curves.xaxis.set_major_formatter(EngFormatter(sep=""))
+    curves.legend()
+    base = str(record["model"]["n_routed_experts"] // active)
+    pairs = list(zip(found["final"][base], found["final"]["heads"], strict=True))
+    for pair in pairs:
+        heads.plot([0, 1], pair, "o-", color=SECOND, linewidth=1, markersize=5)
+    count = record["model"]["num_attention_heads"]
+    heads.set_xticks([0, 1], [f"{count} heads", f"{plan['heads'] * count} heads"])
+    heads.set(xlim=(-0.4, 1.4), ylabel=LOSS)
+    heads.set_title(f"twice the heads, a line a seed: {_percent(twice['least'])} to "
+                    f"{_percent(twice['most'])}")  # fmt: skip
+    return figure
+
+
+def _shares(found: Mapping[str, Any]) -> str:
+    """Which share of AdamW's tokens and time was enough, as far as it is known."""
+    own, seconds = _mean(found["share_of_own_length"]), found["step_seconds_alone"]
+    if own is None:
+        return ""
+    time = own * seconds["muonclip"] / seconds["adamw"]
+    return f", and needs {own:.0%} of its tokens, {time:.0%} of its time"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None as soon as one seed has none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _curves(seeds: Sequence[Sequence[Sequence[float]]]) -> tuple[Array, Array]:
+    """Steps (n,) and losses (seeds, n) of runs that were looked at after the same steps."""
+    array = np.array(seeds, float)
+    return array[0, :, 0], array[:, :, 1]
+
+
+def _settled(seeds: Sequence[Sequence[Sequence[float]]]) -> slice:
+    """The part of a curve worth looking at closely: all but the first tenth."""
+    return slice(max(1, len(seeds[0]) // 10), None)
+
+
+def _least(found: Mapping[str, Any]) -> float:
+    return min(float(_curves(seeds)[1].min()) for seeds in found["curves"].values())
+
+
+def _smooth(values: Array) -> Array:
+    """Each value averaged with those just before it, a fortieth of all at most."""
+    width = max(1, len(values) // 40)
+    sums = np.cumsum([0.0, *values])
+    end = np.arange(1, len(sums))
+    start = np.maximum(end - width, 0)
+    smoothed: Array = (sums[end] - sums[start]) / (end - start)
+    return smoothed
+
+
+def _band(axes: Axes, x: Array, values: Array, colour: str, dash: str, label: str) -> None:
+    """The mean over seeds (rows) and, behind it, from the least to the most."""
+    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2,
+                      linewidth=0)  # fmt: skip
+    axes.plot(x, values.mean(axis=0), dash, color=colour, label=label, markersize=4)
+
+
+def _idle(found: Mapping[str, Any], arm: str) -> str:
+    idle = np.mean(found["idle"][arm])
+    return "no expert idle at last" if idle == 0 else f"{idle:.0%} idle at last"
+
+
+def _percent(change: float) -> str:
+    return minus(f"{change:+.1%}")
