@@ -58,6 +58,29 @@ def test_an_error_comes_through_and_leaves_no_limit_behind(two_threads):
     assert blas_threads() == {2}
 
 
+def test_the_first_item_s_error_is_raised_however_late_it_comes(two_threads):
+    before = numba.get_num_threads()
+
+    def work(item):
+        time.sleep(0.05 * (item == 0))
+        raise ValueError(f"item {item}")
+
+    for _ in range(5):
+        with pytest.raises(ValueError, match="item 0"):
+            parallel.each(work, range(3))
+    assert numba.get_num_threads() == before
+
+
+def test_the_caller_works_too(two_threads):
+    meeting = threading.Barrier(2, timeout=30)
+
+    def work(item):
+        meeting.wait()
+        return threading.current_thread()
+
+    assert threading.current_thread() in parallel.each(work, range(2))
+
+
 def test_callers_on_several_threads_leave_blas_as_it_was(two_threads):
     def caller():
         for _ in range(50):
