@@ -24,7 +24,7 @@ NAME = "muon_vs_adamw"
 OPTIMIZERS = ("muonclip", "adamw")
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 LONGER = 3  # how often the grid may be made longer
-SHARES = (0.4, 0.55, 0.7)
+SHARES = (0.55, 0.7, 0.85)
 
 
 def plan(scale: Scale) -> dict[str, Any]:

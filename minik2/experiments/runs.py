@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import shutil
 import subprocess
@@ -54,9 +53,7 @@ def corpus(data: str | Path | None) -> Corpus:
 
 def place(scale: Scale, run: Run) -> Path:
     """The run's directory."""
-    known = identity.of(run.cfg, run.settings, corpus(scale.data))
-    held = {part: known[part] for part in ("config", "settings", "text")}
-    digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+    digest = identity.digest(identity.of(run.cfg, run.settings, corpus(scale.data)))
     return scale.runs / f"{run.settings.optimizer}-{digest[:16]}"
 
 

@@ -66,8 +66,8 @@ def muon_vs_adamw(record: Record) -> Picture:
     by_tokens.plot(lengths * settings["steps"] * tokens, [shorter[s] for s in lengths], "D",
                    color=TODAY, markersize=5, fillstyle="none",
                    label="MuonClip, shorter runs")  # fmt: skip
-    rates.set(xscale="log", xlabel="highest learning rate", ylabel=LOSS)
-    rates.set_xticks(found["rates"], [f"{rate:g}" for rate in found["rates"]], rotation=45)
+    rates.set(xscale="log", xlabel="highest learning rate, thousandths", ylabel=LOSS)
+    rates.set_xticks(found["rates"], [f"{1000 * rate:g}" for rate in found["rates"]])
     rates.xaxis.set_minor_locator(NullLocator())
     rates.set_title("same rates for both, one seed; best ringed")
     by_tokens.set_title("by token" if own is None else

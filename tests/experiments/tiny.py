@@ -4,7 +4,7 @@ from minik2.config import ModelConfig
 from minik2.experiments.scales import Scale
 from minik2.training import Habits, Settings, metrics, train
 
-STEPS = 8
+STEPS = 6
 
 
 def scale(folder, **changes):
