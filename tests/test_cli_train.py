@@ -179,6 +179,8 @@ def test_a_damaged_checkpoint_is_warned_of(call):
 REFUSED = {
     "engine": (["--engine", "jax"], "engine is one of reference, pytorch, not 'jax'."),
     "decay": (["--decay", 1.5], "decay must be a share from 0 to 1, not 1.5."),
+    "device": (["--device", "gpu"], "The device is cpu or cuda (or cuda:1 and up), not"),
+    "no GPU of its own": (["--engine", "reference", "--device", "cuda"], "on the CPU, not on"),
     "preset": (["--preset", "smal"], "There is no preset named 'smal'; did you mean 'small'."),
     "two models": (["--preset", "tiny", "--config", "x"], "both name a model; give one of them."),
     "config": (["--config", "nothing.json"], "nothing.json cannot be read"),
