@@ -1,4 +1,4 @@
-"""Token ids, targets and requests to generate: what both engines check before any work."""
+"""Token ids, targets, requests to generate, room in a cache: what both engines check first."""
 
 from __future__ import annotations
 
@@ -103,6 +103,69 @@ def check_request(prompt: int, max_new_tokens: int, temperature: float, cfg: Mod
             f"A prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's "
             f"{cfg.max_position_embeddings} positions (max_position_embeddings); ask for fewer."
         )
+
+
+def check_room(batch: int, max_tokens: int, cfg: ModelConfig) -> None:
+    """Refuse a cache without room, or with room for more positions than the model has."""
+    for name, value in (("batch", batch), ("max_tokens", max_tokens)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, but it is {value!r}.")
+        if value < 1:
+            raise ValueError(f"A cache needs {name} of 1 or more, but it is {value}.")
+    if max_tokens > cfg.max_position_embeddings:
+        raise ValueError(
+            f"A cache for {max_tokens} tokens exceeds the model's {cfg.max_position_embeddings} "
+            "positions (max_position_embeddings); ask for fewer."
+        )
+
+
+def check_lengths(lengths: Any, held: Ids) -> Ids:
+    """Lengths (B,) to shorten sequences to, from one whole number or (B,); held: (B,) of today."""
+    array = _array(lengths, "Lengths")
+    _must_be_whole(array, "Lengths")
+    if array.shape not in ((), held.shape):
+        raise ValueError(
+            f"Lengths must be one number or {len(held)}, one a sequence, but their shape is "
+            f"{array.shape}."
+        )
+    if (array < 0).any() or (array > held).any():
+        raise ValueError(
+            f"A cache is truncated to lengths from 0 to what it holds, {held.tolist()}, "
+            f"not to {array.tolist()}."
+        )
+    return np.broadcast_to(array, held.shape).astype(np.int64)
+
+
+def check_counts(counts: Any, shape: tuple[int, ...], held: Ids, max_tokens: int) -> Ids:
+    """How many of (B, T) = shape new tokens each sequence takes: (B,) int64, all if not given.
+
+    held: (B,) tokens in the cache so far, max_tokens: its room. Raises TypeError for anything but
+    whole numbers, ValueError for another batch, counts outside 0 to T, and too little room.
+    """
+    batch, new = shape
+    if batch != len(held):
+        raise ValueError(
+            f"The cache holds {len(held)} sequences, but the tokens are of {batch}; make one with "
+            f"new_cache(batch={batch})."
+        )
+    array = np.full(batch, new) if counts is None else _array(counts, "Counts")
+    _must_be_whole(array, "Counts")
+    if array.shape != (batch,):
+        raise ValueError(
+            f"Counts must be ({batch},), one a sequence, but their shape is {array.shape}."
+        )
+    if (array < 0).any() or (array > new).any():
+        raise ValueError(
+            f"Counts must be from 0 to {new}, the tokens given, but they are {array.tolist()}."
+        )
+    over = held + array.astype(np.int64) > max_tokens
+    if over.any():
+        row = int(over.argmax())
+        raise ValueError(
+            f"{array[row]} new tokens after {held[row]} exceed the cache's room for {max_tokens} "
+            f"(sequence {row}); make a larger one (new_cache(max_tokens=…)) or truncate it."
+        )
+    return array.astype(np.int64)
 
 
 def check_finite(finite: bool, tokens: int) -> None:

@@ -28,10 +28,11 @@ from minik2.reference import (
     rope,
     router,
 )
+from minik2.reference.cache import Cache
 from minik2.reference.model import Model
 from minik2.reference.watch import Watch
 
 __all__ = [
-    "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn", "loss", "mla", "moe",
-    "muon", "norm", "qk_clip", "rope", "router",
+    "Cache", "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn", "loss", "mla",
+    "moe", "muon", "norm", "qk_clip", "rope", "router",
 ]  # fmt: skip

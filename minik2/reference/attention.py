@@ -20,8 +20,9 @@ SCORES = 2**20
 def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str, Any]]:
     """softmax(scale q kᵀ + causal mask) v, head by head.
 
-    q, k: (B, T, H, N + R); v: (B, T, H, V); y: (B, T, H, V), all of one dtype. Query t sees keys
-    0 to t. A block of queries needs only the keys up to its end, which halves the work.
+    q: (B, T, H, N + R); k: (B, S, H, N + R); v: (B, S, H, V); y: (B, T, H, V), all of one dtype.
+    The queries are those of the last T of S tokens, and each sees the keys up to its own: a block
+    of queries needs only the keys up to its end, which halves the work where T = S.
     saved["tops"] (B, H, T): each query's largest q · k, which softmax needs and QK-Clip asks for.
     Source: arXiv 1706.03762 eq. 1.
     """
@@ -33,10 +34,42 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str
         b, h = divmod(place, heads)
         one = np.s_[b : b + 1, :, h : h + 1]
         for start, stop, chances in _blocks(q[one], k[one], scale, tops[b, h]):
-            np.matmul(chances[0, 0], v[b, :stop, h], out=y[b, start:stop, h])
+            np.matmul(chances[0, 0], v[b, : earlier + stop, h], out=y[b, start:stop, h])
 
+    earlier = k.shape[1] - tokens
     parallel.each(head, range(batch * heads))
     return y, {"q": q, "k": k, "v": v, "scale": scale, "tops": tops}
+
+
+def absorbed(q: Array, rows: Array, up: Array, y: Array, scale: float) -> None:
+    """What `forward` makes of one sequence, without its keys and values: into y, (T, H, V).
+
+    q: (T, H, N + R), of the last T of S tokens; rows: (S, C + R), a latent and a rotary key each;
+    up: kv_b_proj (H (N + V), C). With a head's W_UK (N, C) and W_UV (V, C), the two parts of `up`:
+    q_nope · (W_UK latent) = (q_nope W_UK) · latent, and Σ p (W_UV latent) = W_UV (Σ p latent).
+    So all heads look at the same rows, and a share of the heads is one product with them.
+    """
+    tokens, heads, width = q.shape
+    latents, value = up.shape[1], y.shape[2]
+    nope, earlier = width - (rows.shape[1] - latents), len(rows) - tokens
+    w_uk, w_uv = np.split(up.reshape(heads, nope + value, latents), [nope], axis=1)
+    block = max(1, SCORES // (heads * len(rows)))
+
+    def some(own: slice) -> None:
+        for start in range(0, tokens, block):
+            stop = min(start + block, tokens)
+            part, seen = q[start:stop, own].transpose(1, 0, 2), rows[: earlier + stop]
+            moved = np.empty((*part.shape[:2], rows.shape[1]), q.dtype)
+            np.matmul(part[..., :nope], w_uk[own], out=moved[..., :latents])
+            moved[..., latents:] = part[..., nope:]
+            scores = (moved.reshape(-1, rows.shape[1]) @ seen.T).reshape(*part.shape[:2], -1)
+            tops = np.empty(part.shape[:2], q.dtype)
+            kernels.causal_softmax(scores, tops, earlier + start, q.dtype.type(scale))
+            context = scores.reshape(-1, len(seen)) @ seen[:, :latents]
+            context = context.reshape(*part.shape[:2], latents)
+            y[start:stop, own] = (context @ w_uv[own].transpose(0, 2, 1)).transpose(1, 0, 2)
+
+    parallel.each_rows(some, heads, few=1)
 
 
 def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
@@ -68,16 +101,17 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
 
 
 def _blocks(q: Array, k: Array, scale: float, tops: Array) -> Iterator[tuple[int, int, Array]]:
-    """Start, stop and chances (1, 1, stop - start, stop) of each block of one head's queries.
+    """Start, stop and chances (1, 1, stop - start, keys seen) of each block of one head's queries.
 
-    q, k: (1, T, 1, N + R); tops (T,) takes each query's largest score.
+    q: (1, T, 1, N + R), of the last T tokens of k (1, S, 1, N + R); tops (T,) takes each query's
+    largest score.
     """
-    batch, tokens, heads, _ = q.shape
-    block = min(128, max(16, SCORES // (batch * heads * tokens)))
-    queries, keys = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
+    tokens, keys = q.shape[1], k.shape[1]
+    earlier, block = keys - tokens, min(128, max(16, SCORES // keys))
+    queries, columns = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
-        scores = queries[:, :, start:stop] @ keys[..., :stop]
-        rows = scores.reshape(-1, stop - start, stop)
-        kernels.causal_softmax(rows, tops[None, start:stop], start, q.dtype.type(scale))
+        scores = queries[:, :, start:stop] @ columns[..., : earlier + stop]
+        rows = scores.reshape(1, stop - start, -1)
+        kernels.causal_softmax(rows, tops[None, start:stop], earlier + start, q.dtype.type(scale))
         yield start, stop, scores

@@ -8,12 +8,13 @@ than named: stacked, one tensor a layer for gate and up, one for down.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minik2 import checkpoint, initial
+from minik2 import checkpoint, cost, initial
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
 from minik2.reference import (
@@ -28,6 +29,7 @@ from minik2.reference import (
     parallel,
     rope,
 )
+from minik2.reference.cache import Cache
 from minik2.reference.watch import Watch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -97,9 +99,25 @@ class Model:
         saved: list[dict[str, Any]] = []
         return self._run(tokens, saved, watch), saved
 
-    def __call__(self, tokens: Array) -> Array:
-        """Next-token logits: int array (B, T) -> (B, T, vocab) in the model's dtype."""
+    def __call__(
+        self, tokens: Array, cache: Cache | None = None, counts: Array | None = None
+    ) -> Array:
+        """Next-token logits: int array (B, T) -> (B, T, vocab) in the model's dtype.
+
+        With a cache, the tokens come after those that each of its sequences holds, and are
+        appended. counts (B,), whole numbers from 0 to T: sequence b takes its first counts[b]
+        tokens only; the rest is padding, whose logits are zeros. Raises ValueError, before anything
+        is written, for a cache of another model or batch, or one without room.
+        """
+        if cache is not None:
+            return self._extend(tokens, cache, counts)
+        if counts is not None:
+            raise ValueError("counts say what a cache is to take in; give a cache too.")
         return self._run(tokens, None)
+
+    def new_cache(self, batch: int = 1, max_tokens: int = 4096) -> Cache:
+        """An empty cache for this model: `batch` sequences of up to max_tokens tokens each."""
+        return Cache(self.cfg, batch, max_tokens, self.dtype)
 
     def _run(
         self, tokens: Array, saved: list[dict[str, Any]] | None, watch: Watch | None = None
@@ -109,7 +127,9 @@ class Model:
         cos, sin = rope.table(cfg, np.arange(tokens.shape[1]), self.dtype)
         x, embedded = embedding.forward(tokens, self.weights["model.embed_tokens.weight"])
         for number, weights in enumerate(self.layers):
-            x, layer_saved = self._layer(x, weights, cos, sin)
+            x, layer_saved = self._layer(
+                x, weights, lambda y, own: mla.forward(y, own, cfg, cos, sin)
+            )
             if watch is not None:
                 watch.take(number, layer_saved)
             if saved is not None:
@@ -119,13 +139,43 @@ class Model:
             saved.append({"norm": final, "head": x, "embedding": embedded})
         return parallel.product(x, self.head)
 
+    def _extend(self, tokens: Array, cache: Cache, counts: Array | None) -> Array:
+        """The model over a cache: the new tokens of all sequences one after the other.
+
+        Without padding: all that a layer does is done to each token by itself but for attention,
+        which is told whose is which.
+        """
+        cfg = self.cfg
+        tokens = token_ids.check(tokens, cfg)
+        counts = cache.check(cfg, self.dtype, tokens.shape, counts)
+        taken = np.arange(tokens.shape[1]) < counts[:, None]
+        logits = np.zeros((*tokens.shape, cfg.vocab_size), self.dtype)
+        if not taken.any():
+            return logits
+        absorbed = cost.absorb(cfg, int(counts.max()), int(cache.lengths.max()))
+        positions = (cache.lengths[:, None] + np.arange(tokens.shape[1]))[taken]
+        cos, sin = rope.table(cfg, positions, self.dtype)
+        spans = cache.spans(counts)
+        x, _ = embedding.forward(tokens[taken], self.weights["model.embed_tokens.weight"])
+        for weights, rows in zip(self.layers, cache.rows, strict=True):
+
+            def attend(y: Array, own: dict[str, Array], rows: Array = rows) -> tuple[Array, None]:
+                return mla.cached(y, own, cfg, cos, sin, rows, spans, absorbed), None
+
+            x, _ = self._layer(x, weights, attend)
+        x, _ = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
+        logits[taken] = parallel.product(x, self.head)
+        # Last: until here the cache holds what it held, whatever went wrong.
+        cache.lengths += counts
+        return logits
+
     def _layer(
-        self, x: Array, weights: dict[str, Any], cos: Array, sin: Array
+        self, x: Array, weights: dict[str, Any], attend: Callable[..., tuple[Array, Any]]
     ) -> tuple[Array, dict[str, Any]]:
         """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
         cfg, saved, eps = self.cfg, {}, self.cfg.rms_norm_eps
         y, saved["input_layernorm"] = norm.forward(x, weights["input_layernorm.weight"], eps)
-        y, saved["self_attn"] = mla.forward(y, weights["self_attn"], cfg, cos, sin)
+        y, saved["self_attn"] = attend(y, weights["self_attn"])
         x = x + y
         gain = weights["post_attention_layernorm.weight"]
         y, saved["post_attention_layernorm"] = norm.forward(x, gain, eps)

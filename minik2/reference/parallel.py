@@ -72,9 +72,10 @@ def _share(work: Callable[[Item], Any], todo: list[Item], threads: int) -> list[
     return results
 
 
-def each_rows(work: Callable[[slice], Any], count: int) -> None:
-    """work(own) for slices that together are rows 0 to count, one slice a thread."""
-    pieces = max(1, min(_threads(), count // _FEW))
+def each_rows(work: Callable[[slice], Any], count: int, few: int = _FEW) -> None:
+    """work(own) for slices that together are rows 0 to count, one slice a thread, none of less
+    than `few` rows."""
+    pieces = max(1, min(_threads(), count // few))
     ends = [count * n // pieces for n in range(pieces + 1)]
     each(work, [slice(a, b) for a, b in itertools.pairwise(ends)])
 

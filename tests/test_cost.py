@@ -1,0 +1,59 @@
+"""The cost rule against the package's own count of operations, and against common sense."""
+
+import pytest
+
+from minik2 import ModelConfig, cost, sizing
+
+NAMES = ["tiny", "bench", "moonlight-16b-a3b", "kimi-k2"]
+
+
+def up(cfg):
+    """Operations to multiply one latent with kv_b_proj, which `sizing` counts as a weight."""
+    wide = cfg.qk_nope_head_dim + cfg.v_head_dim
+    return 2 * cfg.num_attention_heads * cfg.kv_lora_rank * wide
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_operations_are_those_of_the_sizing_sheet(name, tokens):
+    cfg = ModelConfig.preset(name)
+    work, layers = sizing.flops(cfg, tokens), cfg.num_hidden_layers
+    step, prompt = cost.absorbed(cfg, 1, tokens - 1), cost.absorbed(cfg, tokens, 0)
+    assert layers * (step.flops - up(cfg)) == work.decode_absorbed.attention
+    assert layers * (prompt.flops - tokens * up(cfg)) == work.prefill_absorbed.attention
+    step, prompt = cost.expanded(cfg, 1, tokens - 1), cost.expanded(cfg, tokens, 0)
+    assert layers * step.flops == work.decode_rebuilt.attention
+    assert layers * (prompt.flops - tokens * up(cfg)) == work.prefill_expanded.attention
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_shares_the_weights_and_nothing_else(name):
+    cfg = ModelConfig.preset(name)
+    weights = up(cfg) // 2 * 2
+    for count in (cost.absorbed, cost.expanded):
+        one, four = count(cfg, 3, 50, size=2), count(cfg, 3, 50, batch=4, size=2)
+        assert four.flops == 4 * one.flops
+        assert four.bytes - weights == 4 * (one.bytes - weights)
+
+
+def test_decoding_moves_the_cache_once_when_absorbed():
+    cfg = ModelConfig.preset("kimi-k2")
+    more = cost.absorbed(cfg, 1, 1001, size=2).bytes - cost.absorbed(cfg, 1, 1000, size=2).bytes
+    assert more * cfg.num_hidden_layers == sizing.kv_cache_bytes(cfg, 1)
+
+
+@pytest.mark.parametrize(("name", "border"), [("bench", 128), ("kimi-k2", 171)])
+def test_the_forms_change_places_once_and_where_the_module_says(name, border):
+    cfg = ModelConfig.preset(name)
+    for cached in (0, 100, 8192, 10**6):
+        chosen = [cost.absorb(cfg, new, cached) for new in range(1, 1000)]
+        assert chosen == sorted(chosen, reverse=True)
+        if cached:
+            assert chosen[0]
+    few, many = cost.absorbed(cfg, border, 10**9), cost.expanded(cfg, border, 10**9)
+    assert few.flops == pytest.approx(many.flops, rel=0.01)
+
+
+def test_seconds_are_the_larger_of_the_two_limits():
+    assert cost.Cost(100, 30).seconds(10, 10) == 10
+    assert cost.Cost(100, 30).seconds(100, 10) == 3
