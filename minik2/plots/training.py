@@ -57,6 +57,7 @@ class _Run:
         self.clipped = [(n, *head[:2]) for n, e in steps.items() for head in e["clipped"]]
         looks = [entry for entry in entries if entry["kind"] == "evaluation"]
         self.held_out = np.array([entry["held_out"] for entry in looks])
+        self.looked = looks[-1]["step"] if looks else self.step[-1]  # where `last` is from
         places = np.searchsorted(self.step, [entry["step"] for entry in looks], "right")
         self.held_out_at = {by: np.array([0, *x])[places] for by, x in self.at.items()}
 
@@ -90,7 +91,7 @@ def one_run(name: str, entries: Entries, tau: float | None = None) -> Picture:
     first = run.held_out[0] if len(run.held_out) else run.loss[0]
     figure, logits, key = _panels(
         f"{run.name}: {first:.2f} nats a byte at first, {run.last():.2f} after "
-        f"{run.step[-1]:,} steps", [run], [(TODAY, "-")])  # fmt: skip
+        f"{run.looked:,} steps", [run], [(TODAY, "-")])  # fmt: skip
     tops, layers = run.logits.max(axis=0), run.logits.shape[1]
     shades = AMOUNT(np.linspace(0.35, 1, layers))
     for layer in range(layers):
@@ -103,9 +104,11 @@ def one_run(name: str, entries: Entries, tau: float | None = None) -> Picture:
         heights = [run.logits[run.step == step, layer][0] for step, layer, _ in run.clipped]
         logits.plot(steps, heights, "v", color=SECOND, markersize=5, zorder=5)
         logits.axhline(tau, color=SECOND, linewidth=1, linestyle="--")
-        lines += [Line2D([], [], color=SECOND, linewidth=1, linestyle="--", label=f"tau: {tau:g}"),
-                  Line2D([], [], color=SECOND, linestyle="", marker="v", markersize=5,
-                         label="a head is clipped")]  # fmt: skip
+        lines.append(Line2D([], [], color=SECOND, linewidth=1, linestyle="--",
+                            label=f"tau: {tau:g}"))  # fmt: skip
+        if steps:
+            lines.append(Line2D([], [], color=SECOND, linestyle="", marker="v", markersize=5,
+                                label="a head is clipped"))  # fmt: skip
         heads = len({(layer, head) for _, layer, head in run.clipped})
         said += f"; {heads} head{'' if heads == 1 else 's'} clipped"
     _steep(logits, tops.max(), said)
@@ -123,8 +126,8 @@ def several_runs(runs: Mapping[str, Entries]) -> Picture:
     looks = [LOOKS[n % len(LOOKS)] for n in range(len(found))]
     best, *others = sorted(found, key=_Run.last)
     figure, logits, key = _panels(
-        f"{best.name} is lowest: {best.last():.2f} nats a byte after {best.step[-1]:,} steps; "
-        f"{others[0].name}: {others[0].last():.2f} after {others[0].step[-1]:,}", found, looks)
+        f"{best.name} is lowest: {best.last():.2f} nats a byte after {best.looked:,} steps; "
+        f"{others[0].name}: {others[0].last():.2f} after {others[0].looked:,}", found, looks)
     for run, (colour, dash) in zip(found, looks, strict=True):
         logits.plot(run.step, run.logits.max(axis=1), color=colour, linestyle=dash)
     wildest = max(found, key=lambda run: run.logits.max())

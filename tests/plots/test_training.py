@@ -98,6 +98,17 @@ def test_several_runs_have_a_line_each_and_the_best_is_named():
     assert key(figure)[:3] == list(runs)
 
 
+def test_a_loss_is_told_with_the_step_that_it_was_measured_at():
+    entries = lines(40, every=15)
+    assert one_run("mine", entries).get_suptitle().endswith("2.75 after 30 steps")
+    assert several_runs({"a": entries, "b": lines()}).get_suptitle() == (
+        "b is lowest: 2.00 nats a byte after 40 steps; a: 2.75 after 30")
+
+
+def test_what_never_happened_is_not_in_the_key():
+    assert "a head is clipped" not in key(one_run("mine", lines(), tau=100.0))
+
+
 def test_a_run_in_progress_and_one_without_experts_are_drawn():
     begun = [entry for entry in lines(3) if entry["kind"] == "step"]
     assert one_run("new", begun).get_suptitle() == (
