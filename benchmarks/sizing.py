@@ -104,7 +104,7 @@ def draw(count: int, seed: int = 0) -> list[ModelConfig]:
     out = []
     for number in range(count):
         groups = (1, 4)[number // 2 % 2]
-        softmax = number % 4 == 3
+        softmax = number % 3 == 2
         experts, heads = groups * int(rng.integers(3, 9)), int(rng.integers(2, 9))
         kept = int(rng.integers(1, groups + 1))
         out.append(ModelConfig(
@@ -120,7 +120,7 @@ def draw(count: int, seed: int = 0) -> list[ModelConfig]:
             num_experts_per_tok=int(rng.integers(1, kept * experts // groups + 1)),
             n_group=groups, topk_group=kept, scoring_func="softmax" if softmax else "sigmoid",
             topk_method=("greedy" if groups == 1 else "group_limited_greedy") if softmax
-            else "noaux_tc", norm_topk_prob=number % 3 == 0, tie_word_embeddings=number % 3 == 1,
+            else "noaux_tc", norm_topk_prob=number % 3 == 0, tie_word_embeddings=number % 5 == 1,
         ))  # fmt: skip
     return out
 
