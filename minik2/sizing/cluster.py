@@ -135,7 +135,8 @@ class Cluster:
                               "all"], rows)  # fmt: skip
         copies = ", ".join(f"{dp}: {units.amount(mean, 'B')} ({units.amount(most, 'B')})"
                            for dp, (mean, most) in self.by_dp.items())
-        return (f"weights and gradients, evenly: {units.amount(self.even_bytes, 'B')} a GPU\n"
+        return (f"weights and gradients, evenly: {units.amount(self.even_bytes, 'B')} a GPU; "
+                f"micro-batches of {self.batch} x {self.tokens:,}, recomputation {self.recompute}\n"
                 f"{listed}\nstates by DP, mean (fullest) {copies}\n= {self.formula}")
 
 

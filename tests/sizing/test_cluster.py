@@ -152,7 +152,8 @@ def test_layouts_as_text():
 
 def test_printed_lines():
     text = str(sizing.cluster(ModelConfig.preset("kimi-k2"), Layout(pp=16, ep=16, dp=8)))
-    assert text.startswith("weights and gradients, evenly: 24.1 GB a GPU\n")
+    assert text.startswith("weights and gradients, evenly: 24.1 GB a GPU; micro-batches of "
+                           "1 x 4,096, recomputation none\n")
     assert "PP 16, EP 16, TP 1, DP 8: 2,048 GPUs" in text
     assert re.search(r"^fullest GPU +9\.64 GB +19\.3 GB", text, re.M)
 
