@@ -6,8 +6,9 @@ the parameters, so one dictionary serves initialising, loading, saving and compa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minik2 import checkpoint, initial
+from minik2 import checkpoint, cost, initial, sampling
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
 from minik2.pytorch import balance, generate, rope
+from minik2.pytorch.cache import Cache, Plan
 from minik2.pytorch.ffn import FFN
 from minik2.pytorch.mla import MLA
 from minik2.pytorch.moe import MoE
@@ -43,7 +45,14 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, saved: dict[str, Any] | None = None
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, saved)
+        return self._mlp(x + self.self_attn(self.input_layernorm(x), cos, sin, saved), saved)
+
+    def cached(self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, plan: Plan) -> Tensor:
+        """The same for new tokens (n, D), over this layer's rows of a cache."""
+        y = self.self_attn.cached(self.input_layernorm(x), cos, sin, rows, plan)
+        return self._mlp(x + y, None)
+
+    def _mlp(self, x: Tensor, saved: dict[str, Any] | None) -> Tensor:
         y = self.post_attention_layernorm(x)
         return x + (self.mlp(y, saved) if isinstance(self.mlp, MoE) else self.mlp(y))
 
@@ -133,14 +142,64 @@ class Model(nn.Module):
         arrays = ((name, _to_numpy(tensor)) for name, tensor in self.weights.items())
         checkpoint.save(directory, self.cfg, arrays)
 
-    def forward(self, tokens: Any, watch: Watch | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Any,
+        watch: Watch | None = None,
+        cache: Cache | None = None,
+        counts: Any = None,
+    ) -> Tensor:
         """Next-token logits: whole numbers (B, T), tensor or array -> (B, T, vocab).
 
-        watch takes the heads' largest logits and the experts' loads. Raises what
-        `minik2.tokens.check` raises; of tokens that are on a GPU only shape and dtype are looked
-        at, because reading them would make the host wait for the device at every call.
+        watch takes the heads' largest logits and the experts' loads. With a cache, the tokens come
+        after those that each of its sequences holds, and are appended; nothing is recorded for a
+        gradient. counts (B,), whole numbers from 0 to T: sequence b takes its first counts[b]
+        tokens only; the rest is padding, whose logits are zeros.
+
+        Raises what `minik2.tokens.check` raises, and ValueError, before anything is written, for a
+        cache of another model or batch, or one without room; of tokens that are on a GPU only shape
+        and dtype are looked at, because reading them would make the host wait for the device.
         """
-        return self._run(tokens, 0.0, watch)[0]
+        if cache is None:
+            if counts is not None:
+                raise ValueError("counts say what a cache is to take in; give a cache too.")
+            return self._run(tokens, 0.0, watch)[0]
+        if watch is not None:
+            raise ValueError("A watch looks at training, which has no cache; give one of the two.")
+        return self._extend(tokens, cache, counts)
+
+    def new_cache(self, batch: int = 1, max_tokens: int = 4096) -> Cache:
+        """An empty cache for this model: `batch` sequences of up to max_tokens tokens each."""
+        return Cache(self.cfg, batch, max_tokens, self.device, self.lm_head.weight.dtype)
+
+    @torch.no_grad()
+    def _extend(self, tokens: Any, cache: Cache, counts: Any) -> Tensor:
+        """The model over a cache: the new tokens of all sequences one after the other.
+
+        Without padding: all that a layer does is done to each token by itself but for attention,
+        which is told whose is which.
+        """
+        cfg, tokens = self.cfg, self._token_ids(tokens)
+        batch, width = tokens.shape
+        counts = cache.check(cfg, self.lm_head.weight, (batch, width), counts)
+        if not counts.any():
+            return self.lm_head.weight.new_zeros(batch, width, cfg.vocab_size)
+        absorbed = cost.absorb(cfg, int(counts.max()), int(cache.lengths.max()))
+        plan = cache.plan(counts, absorbed)
+        whole = bool((counts == width).all())
+        taken = torch.from_numpy(np.flatnonzero(np.arange(width) < counts[:, None]))
+        taken = taken.to(tokens.device)
+        x = self.model.embed_tokens(tokens.flatten() if whole else tokens.flatten()[taken])
+        exact = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = rope.table(cfg, plan.positions, exact)
+        for layer, rows in zip(self.model.layers, cache.rows, strict=True):
+            x = cast(Layer, layer).cached(x, cos, sin, rows, plan)
+        logits = self.lm_head(self.model.norm(x))
+        if not whole:
+            logits = logits.new_zeros(batch * width, cfg.vocab_size).index_copy_(0, taken, logits)
+        # Last: until here the cache holds what it held, whatever went wrong.
+        cache.lengths += counts
+        return logits.unflatten(0, (batch, width))
 
     def _run(self, tokens: Any, alpha: float, watch: Watch | None) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the balance loss of every layer with experts if alpha is not 0."""
@@ -207,14 +266,27 @@ class Model(nn.Module):
         return loss.detach(), {name: _view(held, name) for name in names}
 
     def generate(
-        self, tokens: Any, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+        self,
+        tokens: Any,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        stop: Iterable[int] = (),
+        counts: Any = None,
+        on_token: sampling.OnToken | None = None,
     ) -> Tensor:
         """Continue every row of tokens (B, T): returns (B, T + max_new_tokens) int64.
 
-        temperature 0 is greedy; above it, tokens are drawn from softmax(logits / temperature)
-        with a generator started at `seed`.
+        temperature, seed, top_k, top_p: see `sampling.Settings`; 0 is greedy. counts (B,): row b is
+        a prompt of its first counts[b] tokens, and the rest of it is padding, which is returned as
+        it came: the new tokens are the last max_new_tokens columns. A row ends with the first token
+        of `stop` that it takes, which then fills what is left of it. on_token is given the new
+        tokens (B,), a NumPy array, at every step; of a row that has ended, its last.
         """
-        return generate.generate(self, tokens, max_new_tokens, temperature, seed)
+        settings = sampling.Settings(temperature, seed, top_k, top_p)
+        return generate.generate(self, tokens, max_new_tokens, settings, stop, counts, on_token)
 
 
 def _on_a_device(values: Any) -> bool:

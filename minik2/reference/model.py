@@ -8,13 +8,13 @@ than named: stacked, one tensor a layer for gate and up, one for down.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minik2 import checkpoint, cost, initial
+from minik2 import checkpoint, cost, initial, sampling
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
 from minik2.reference import (
@@ -256,14 +256,27 @@ class Model:
         return dx + dy, grads
 
     def generate(
-        self, tokens: Array, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+        self,
+        tokens: Array,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        stop: Iterable[int] = (),
+        counts: Any = None,
+        on_token: sampling.OnToken | None = None,
     ) -> Array:
         """Continue every row of tokens (B, T): returns (B, T + max_new_tokens) int64.
 
-        temperature 0 is greedy; above it, tokens are drawn from softmax(logits / temperature)
-        with a generator started at `seed`.
+        temperature, seed, top_k, top_p: see `sampling.Settings`; 0 is greedy. counts (B,): row b is
+        a prompt of its first counts[b] tokens, and the rest of it is padding, which is returned as
+        it came: the new tokens are the last max_new_tokens columns. A row ends with the first token
+        of `stop` that it takes, which then fills what is left of it. on_token is given the new
+        tokens (B,), a NumPy array, at every step; of a row that has ended, its last.
         """
-        return generate.generate(self, tokens, max_new_tokens, temperature, seed)
+        settings = sampling.Settings(temperature, seed, top_k, top_p)
+        return generate.generate(self, tokens, max_new_tokens, settings, stop, counts, on_token)
 
 
 def _place(layers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], str]:

@@ -6,8 +6,8 @@ import torch
 
 from minik2 import pytorch, reference
 from minik2.config import ModelConfig
-from minik2.pytorch.generate import pick as pick_torch
-from minik2.reference.generate import pick as pick_reference
+from minik2.pytorch import generate as generate_pytorch
+from minik2.reference import generate as generate_reference
 from tests.pytorch import build
 from tests.reference import plain
 from tests.reference.bounds import FLOAT64, relative_error
@@ -174,10 +174,70 @@ def test_greedy_generation_takes_the_largest_logit_each_time(engine, cfg):
     assert (np.asarray(built.generate(prompt, 6, seed=9)) == out).all()
 
 
-def test_both_engines_continue_alike():
-    prompt = random_tokens(3, 5)
-    ours, theirs = (np.asarray(build.engine(e, TINY).generate(prompt, 20)) for e in build.ENGINES)
-    assert (ours == theirs).all()
+HOW = {
+    "greedy": {},
+    "drawn": {"temperature": 1.0, "seed": 4},
+    "top": {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "seed": 2},
+}
+
+
+@variants
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_both_engines_continue_alike(cfg, how):
+    prompt, counts = random_tokens(3, 5), [5, 1, 3]
+    ours, theirs = (np.asarray(build.engine(e, cfg).generate(prompt, 40, **how, counts=counts))
+                    for e in build.ENGINES)  # fmt: skip
+    assert (ours == theirs).all() and len(np.unique(ours)) > 20
+
+
+@engines
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_a_row_goes_on_as_it_would_alone(engine, how):
+    """Row 0 draws from the stream (seed, 0) in both; padding is neither read nor changed."""
+    built, prompt = build.engine(engine, TINY), random_tokens(3, 7)
+    out = np.asarray(built.generate(prompt, 12, **how, counts=[4, 7, 1]))
+    assert (out[:, :7] == prompt).all()
+    assert (out[:1, 7:] == np.asarray(built.generate(prompt[:1, :4], 12, **how))[:, 4:]).all()
+
+
+@engines
+def test_a_prompt_is_read_in_pieces(engine, monkeypatch):
+    built, prompt, counts = build.engine(engine, TINY), random_tokens(3, 11), [11, 4, 8]
+    want = np.asarray(built.generate(prompt, 8, counts=counts))
+    for module in (generate_reference, generate_pytorch):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    assert (np.asarray(built.generate(prompt, 8, counts=counts)) == want).all()
+
+
+@engines
+def test_rows_stop_apart_and_all_of_them_end_the_work(engine):
+    built, prompt, seen = build.engine(engine, TINY), random_tokens(2, 4), []
+    free = np.asarray(built.generate(prompt, 12))[:, 4:]
+    first = [{int(t): i for i, t in reversed(list(enumerate(row)))} for row in free]
+    # A token that only row 0 takes, near the start, and one that only row 1 takes, later.
+    a = next(t for t, i in first[0].items() if i < 6 and t not in first[1])
+    b = next(t for t, i in first[1].items() if first[0][a] < i < 11 and t not in first[0])
+    stop, ends = {a, b}, [first[0][a], first[1][b]]
+    out = np.asarray(built.generate(prompt, 12, stop=stop, on_token=seen.append))[:, 4:]
+    for row, (end, want) in enumerate(zip(ends, free, strict=True)):
+        assert (out[row, : end + 1] == want[: end + 1]).all()
+        assert (out[row, end:] == want[end]).all()
+    assert (np.stack(seen, 1) == out[:, : max(ends) + 1]).all()
+
+
+@engines
+def test_on_token_sees_every_step_and_may_break_off(engine):
+    built, prompt, seen = build.engine(engine, TINY), random_tokens(2, 4), []
+
+    def take(tokens):
+        seen.append(tokens)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        built.generate(prompt, 12, on_token=take)
+    want = np.asarray(built.generate(prompt, 12))[:, 4:7]
+    assert (np.stack(seen, 1) == want).all() and seen[0].dtype == np.int64
 
 
 @engines
@@ -198,36 +258,6 @@ def test_nothing_asked_for_gives_the_prompt_and_not_the_callers_array(engine):
     assert (out == prompt).all() and not np.shares_memory(out, prompt)
 
 
-def draws(engine, logits, temperature, count):
-    """`count` draws for one row of logits, as one batch."""
-    rows = np.tile(logits, (count, 1))
-    if engine == "reference":
-        return pick_reference(rows, temperature, np.random.default_rng(0))
-    generator = torch.Generator().manual_seed(0)
-    return pick_torch(torch.from_numpy(rows), temperature, generator).numpy()
-
-
-@engines
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_draws_follow_the_softmax(engine, temperature):
-    logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5])
-    chances = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    count = 40_000
-    seen = np.bincount(draws(engine, logits, temperature, count), minlength=5)
-    # Hoeffding: each share is off by more than this with probability 2 e^-20 at the most.
-    assert np.abs(seen / count - chances).max() < np.sqrt(20 / (2 * count))
-
-
-@engines
-def test_the_coldest_and_the_hottest_draws(engine):
-    logits = np.array([1.0, 5.0, 5.0 - 1e-3, -800.0])
-    for temperature in (1e-300, 1e-30, 1e-6):
-        assert (draws(engine, logits, temperature, 50) == 1).all()
-    seen = np.bincount(draws(engine, logits, 1e300, 40_000), minlength=4) / 40_000
-    assert np.abs(seen - 1 / 4).max() < np.sqrt(20 / 80_000)
-    assert (draws(engine, logits, 0.0, 3) == 1).all()
-
-
 @engines
 @pytest.mark.parametrize(
     ("request_", "error", "sentence"),
@@ -239,6 +269,10 @@ def test_the_coldest_and_the_hottest_draws(engine):
         ({"temperature": -0.1}, ValueError, "temperature must be 0 (greedy) or positive"),
         ({"temperature": float("nan")}, ValueError, "temperature must be"),
         ({"temperature": float("inf")}, ValueError, "temperature must be"),
+        ({"top_k": 0}, ValueError, "top_k must be 1 or more"),
+        ({"top_p": 0.0}, ValueError, "top_p must be above 0"),
+        ({"stop": [256]}, ValueError, "Stop tokens must be ids from 0 to 255"),
+        ({"counts": [5]}, ValueError, "Counts must be 1 whole numbers from 1 to 4"),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_end_well_are_refused(engine, request_, error, sentence):
