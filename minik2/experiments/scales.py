@@ -47,8 +47,8 @@ class Scale:
 def scales() -> dict[str, Scale]:
     """The scales by name.
 
-    cpu: the preset `small`, 1.7 million parameters, 256 thousand bytes a run. gpu: 20 times the
-    parameters, 130 times the bytes; nobody has run it yet.
+    cpu: the preset `small`, 1.7 million parameters, 256 thousand bytes a run. gpu: 25 times the
+    parameters, 128 times the bytes; nobody has run it yet.
     """
     small = ModelConfig.preset("small")
     wide = small.replace(

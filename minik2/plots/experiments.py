@@ -97,7 +97,8 @@ def logit_explosion(record: Record) -> Picture:
         f"Plain Muon's logits reach {tops['muon']:.0f}, MuonClip's {tops['muonclip']:.0f}; the "
         f"loss changes by {minus(f'{gap:+.2f}')} nats, in a calm run by {minus(f'{calm:+.3f}')}",
         12, 6.6, 2, 2)
-    names = {"muon": "Muon, hot", "muonclip": f"MuonClip, hot, tau = {tau:g}", "calm": "Muon, calm",
+    names = {"muon": "Muon, hot", "muonclip": f"MuonClip, hot, tau = {tau:g}",
+             "calm": "calm, unclipped",
              "calm_clipped": f"MuonClip, calm, tau = {record['plan']['calm_tau']:g}"}
     looks = LOOKS | {"calm": (SOFT, "-"), "calm_clipped": (INK, "--")}
     for name, label in names.items():
@@ -113,7 +114,8 @@ def logit_explosion(record: Record) -> Picture:
     logits.legend()
     top = max(_curves(c)[1][:, 1:].max() for c in found["curves"].values())
     loss.set(xlabel="step", ylabel=LOSS, ylim=(_least(found) - 0.05, top))
-    loss.set_title("all seeds: mean, least and most")
+    loss.set_title(f"all seeds: mean, least and most; rates: hot {record['plan']['rate']:g}, calm "
+                   f"{record['settings']['rate']:g}")  # fmt: skip
     loss.legend()
     excess = np.full((model["num_hidden_layers"] * heads, steps), np.nan)
     for step, layer, head, gamma in found["clipped"]:
@@ -148,8 +150,8 @@ def balance(record: Record) -> Picture:
     gap = found["minus_base"]["neither"]["mean"]
     figure, (maps, (violation, loss, key)) = picture(
         f"At the end the busiest expert has {1 + worst[base]:.1f} times its share with the bias, "
-        f"{1 + worst['neither']:.1f} times without; the loss is {abs(gap):.2f} nats "
-        f"{'higher' if gap > 0 else 'lower'} then", 12, 6.6, 2, 3)
+        f"{1 + worst['neither']:.1f} times without, and the loss is "
+        f"{abs(gap):.2f} nats {'higher' if gap > 0 else 'lower'}", 12, 6.6, 2, 3)
     shown = ["bias and faint loss", "strong loss alone", "neither"]
     experts = len(found["loads"][base][0])
     largest = max(np.max(found["loads"][arm]) for arm in shown)
@@ -191,12 +193,14 @@ def sparsity(record: Record) -> Picture:
         f"{low:.3f} to {high:.3f} nats; twice the heads: {_percent(twice['mean'])} loss",
         12, 3.8, 1, 3)  # fmt: skip
     values = np.array([found["final"][level] for level in levels]).T
-    _band(by_experts, np.array([int(level) for level in levels]), values, TODAY, "o-", "")
+    sizes = np.array([int(level) for level in levels])
+    _band(by_experts, sizes, values, TODAY, "o-", "")
+    by_experts.plot(sizes, values.T, color=TODAY, linewidth=0.7, alpha=0.5)
     by_experts.set_xscale("log", base=2)
-    by_experts.set_xticks([int(level) for level in levels], levels)
+    by_experts.set_xticks(sizes, levels)
     by_experts.xaxis.set_minor_locator(NullLocator())
     by_experts.set(xlabel="experts / active experts", ylabel=LOSS,
-                   title="after the last step: mean, least and most")  # fmt: skip
+                   title="after the last step: seeds, their mean, least and most")  # fmt: skip
     settings = record["settings"]
     tokens = settings["batch"] * settings["accumulate"] * settings["window"]
     shades = AMOUNT(np.linspace(0.3, 1, len(levels)))
