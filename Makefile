@@ -39,13 +39,13 @@ course:
 		$(JUPYTER_ARGS) $(LESSON)
 
 test:
-	$(SET_UP) course test
+	$(SET_UP) course test text
 	@echo "==> the quick tests, $(WORKERS) at a time, lessons with shortened steps"
 	@MINIK2_SHORT=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 		-m "not slow and not browser" $(PYTEST_ARGS)
 
 test-all:
-	$(SET_UP) course test
+	$(SET_UP) course test text
 	@echo "==> every test at full length, $(WORKERS) at a time"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
@@ -56,7 +56,7 @@ lessons:
 	@$(BIN)/python tools/readme_picture.py
 
 proof:
-	$(SET_UP) course test
+	$(SET_UP) course test text
 	@echo "==> every part against every other implementation, on random configurations"
 	@$(BIN)/python -m benchmarks.proof --record
 
@@ -64,7 +64,7 @@ proof:
 # short does not keep the others from being measured.
 BENCHMARKS := forward training newton_schulz small imports lessons
 bench:
-	$(SET_UP) course test
+	$(SET_UP) course test text
 	@echo "==> speed, imports, checks and lessons; close what else is running"
 	@failed=; for part in $(BENCHMARKS); do echo "==> benchmarks.$$part"; \
 		$(BIN)/python -m benchmarks.$$part --record || failed="$$failed $$part"; done; \

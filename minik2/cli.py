@@ -1,4 +1,4 @@
-"""The command `minik2`: doctor, progress, check, grade, size; `train` is in a module of its own.
+"""The command `minik2`: doctor, progress, check, grade, size; `train`, `generate` have own modules.
 
 Unusual here: results go to standard output and all else (bars, complaints) to standard error, so
 that `--json` can be piped; and what a command needs is imported inside it, so that `--help`
@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from minik2 import __version__, cli_train
+from minik2 import __version__, cli_generate, cli_train
 
 if TYPE_CHECKING:
     from minik2.checks.marking import Mark
@@ -216,6 +216,7 @@ def size(
 
 
 app.command()(cli_train.train)
+app.command()(cli_generate.generate)
 
 
 def _notebook(path: Path) -> Path:
