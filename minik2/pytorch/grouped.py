@@ -66,9 +66,10 @@ def _kernel(
 class _Loop(torch.autograd.Function):
     """The loop over experts, written as one operation.
 
-    One expert at a time keeps what lies between its products in the cache. Of all that, only
-    `gate_up` waits for the backward pass; the rest is made again there. Autograd's own record would
-    keep every step, and make a zero tensor of the whole stack's size for every expert's slice.
+    Of what it makes only `gate_up` waits for the backward pass; the rest is made again there.
+    Autograd's own record would keep every step, and make a zero tensor of the whole stack's size
+    for every expert's slice. Only the products go expert by expert: threads meet at the end of
+    every operation, and many small ones would cost more than memory saves.
     """
 
     @staticmethod
@@ -77,13 +78,14 @@ class _Loop(torch.autograd.Function):
         down_proj: Tensor,
     ) -> Tensor:  # fmt: skip
         token, position, counts = dispatch(indices, len(down_proj))
-        gate_up = x.new_empty(len(token), gate_up_proj.shape[1])
-        out = x.new_empty(len(token), x.shape[1])
         ctx.counts = counts.tolist()
+        rows, gate_up = x[token], x.new_empty(len(token), gate_up_proj.shape[1])
         for e, own in _segments(ctx.counts):
-            torch.mm(x[token[own]], gate_up_proj[e].T, out=gate_up[own])
-            gate, up = gate_up[own].chunk(2, -1)
-            torch.mm(F.silu(gate).mul_(up), down_proj[e].T, out=out[own])
+            torch.mm(rows[own], gate_up_proj[e].T, out=gate_up[own])
+        gate, up = gate_up.chunk(2, -1)
+        hidden, out = F.silu(gate).mul_(up), rows  # the rows' memory serves once more
+        for e, own in _segments(ctx.counts):
+            torch.mm(hidden[own], down_proj[e].T, out=out[own])
         ctx.save_for_backward(x, weights, gate_up_proj, down_proj, gate_up, token, position)
         return _sum(out, position, weights)
 
@@ -91,31 +93,39 @@ class _Loop(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, gate_up_proj, down_proj, gate_up, token, position = ctx.saved_tensors
-        sorted_weights, dweights = x.new_empty(2, len(token), 1)
+        segments = _segments(ctx.counts)
+        sorted_weights = x.new_empty(len(token), 1)
         sorted_weights[position.flatten(), 0] = weights.flatten()
         dgate_up_proj, ddown_proj = torch.empty_like(gate_up_proj), torch.empty_like(down_proj)
-        drows = x.new_empty(len(token), x.shape[1])
-        for e, own in _segments(ctx.counts):
-            dout, w = dy[token[own]], sorted_weights[own]
-            gate, up = gate_up[own].chunk(2, -1)
-            sigma = gate.sigmoid()
-            silu = gate * sigma
-            hidden = silu * up
-            dhidden = dout @ down_proj[e]
-            # dy · out, without the expert's output: (dy down_proj) · hidden.
-            dweights[own, 0] = (dhidden * hidden).sum(-1)
-            torch.mm(dout.T, hidden.mul_(w), out=ddown_proj[e])
-            dhidden *= w
-            dgate = dhidden * up * (sigma + silu * (1 - sigma))
-            dgate_up = torch.cat([dgate, dhidden * silu], -1)
-            torch.mm(dgate_up.T, x[token[own]], out=dgate_up_proj[e])
-            torch.mm(dgate_up, gate_up_proj[e], out=drows[own])
         for e, count in enumerate(ctx.counts):
             if not count:
                 dgate_up_proj[e].zero_()
                 ddown_proj[e].zero_()
+
+        gate, up = gate_up.chunk(2, -1)
+        silu = F.silu(gate)
+        hidden, dout = silu * up, dy[token]
+        dhidden = torch.empty_like(hidden)
+        for e, own in segments:
+            torch.mm(dout[own], down_proj[e], out=dhidden[own])
+        # dy · out, without the experts' outputs: (dy down_proj) · hidden.
+        dweights = torch.linalg.vecdot(dhidden, hidden)
+        hidden *= sorted_weights
+        dhidden *= sorted_weights
+        for e, own in segments:
+            torch.mm(dout[own].T, hidden[own], out=ddown_proj[e])
+
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, -1)
+        torch.mul(dhidden, silu, out=dup)
+        dgate.copy_(torch.ops.aten.silu_backward(dhidden.mul_(up), gate))
+        rows = torch.index_select(x, 0, token, out=dout)
+        drows = rows  # each expert's are read for the last time before they are written over
+        for e, own in segments:
+            torch.mm(dgate_up[own].T, rows[own], out=dgate_up_proj[e])
+            torch.mm(dgate_up[own], gate_up_proj[e], out=drows[own])
         dx = _sum(drows, position, None)
-        return dx, None, dweights[position, 0], dgate_up_proj, ddown_proj
+        return dx, None, dweights[position], dgate_up_proj, ddown_proj
 
 
 def _sum(rows: Tensor, position: Tensor, weights: Tensor | None) -> Tensor:
