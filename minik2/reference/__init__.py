@@ -29,10 +29,11 @@ from minik2.reference import (
     router,
 )
 from minik2.reference.cache import Cache
+from minik2.reference.decode import Decoder
 from minik2.reference.model import Model
 from minik2.reference.watch import Watch
 
 __all__ = [
-    "Cache", "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn", "loss", "mla",
-    "moe", "muon", "norm", "qk_clip", "rope", "router",
+    "Cache", "Decoder", "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn",
+    "loss", "mla", "moe", "muon", "norm", "qk_clip", "rope", "router",
 ]  # fmt: skip

@@ -138,25 +138,30 @@ def swiglu(gate_up, y):
             y[r, i] = gate / (y.dtype.type(1) + _exp(-gate)) * gate_up[r, width + i]
 
 
-@kernel
-def top_k(scores, chosen):
-    """chosen[t] = columns of the largest scores[t], largest first, the lower column on a tie.
+@njit(cache=True)
+def ranked(scores, chosen):
+    """chosen = places of the largest of scores (E,), largest first, the lower place on a tie.
 
     NaN counts as largest, as in NumPy and torch: an expert that went bad shows at once.
     """
-    tokens, columns = scores.shape
-    for t in prange(tokens):
-        for k in range(chosen.shape[1]):
-            best, where = -np.inf, -1
-            for e in range(columns):
-                taken = False
-                for j in range(k):
-                    taken |= chosen[t, j] == e
-                score = scores[t, e]
-                larger = score > best or (np.isnan(score) and not np.isnan(best))
-                if not taken and (where < 0 or larger):
-                    best, where = score, e
-            chosen[t, k] = where
+    for k in range(len(chosen)):
+        best, where = -np.inf, -1
+        for e in range(len(scores)):
+            taken = False
+            for j in range(k):
+                taken |= chosen[j] == e
+            score = scores[e]
+            larger = score > best or (np.isnan(score) and not np.isnan(best))
+            if not taken and (where < 0 or larger):
+                best, where = score, e
+        chosen[k] = where
+
+
+@kernel
+def top_k(scores, chosen):
+    """chosen[t] = columns of the largest scores[t], as `ranked` finds them."""
+    for t in prange(len(scores)):
+        ranked(scores[t], chosen[t])
 
 
 @kernel

@@ -19,6 +19,7 @@ from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
 from minik2.reference import (
     balance,
+    decode,
     embedding,
     ffn,
     generate,
@@ -55,6 +56,7 @@ class Model:
             self.head = self.weights["model.embed_tokens.weight"]
         else:
             self.head = self.weights["lm_head.weight"]
+        self._decoder: decode.Decoder | None = None
 
     def _allocate(self, name: str, shape: tuple[int, ...]) -> Array:
         """Memory for one checkpoint tensor, filed where its layer looks for it."""
@@ -149,6 +151,10 @@ class Model:
         tokens = token_ids.check(tokens, cfg)
         counts = cache.check(cfg, self.dtype, tokens.shape, counts)
         taken = np.arange(tokens.shape[1]) < counts[:, None]
+        if tokens.shape[1] == 1 and len(tokens) <= decode.FEW and taken.all():
+            if self._decoder is None:
+                self._decoder = decode.Decoder(self)
+            return self._decoder.step(tokens, cache)
         logits = np.zeros((*tokens.shape, cfg.vocab_size), self.dtype)
         if not taken.any():
             return logits
