@@ -79,7 +79,7 @@ def rotate_pairs(x, cos, sin, y, step, other):
 
 
 @njit(cache=True)
-def _larger(a, b):
+def larger(a, b):
     # A comparison with NaN is false, so NaN is carried on purpose.
     return b if b > a or b != b else a
 
@@ -93,11 +93,11 @@ def _largest(row, stop):
     a = b = c = d = row[0]
     whole = stop - stop % 4
     for s in range(0, whole, 4):
-        a, b = _larger(a, row[s]), _larger(b, row[s + 1])
-        c, d = _larger(c, row[s + 2]), _larger(d, row[s + 3])
-    top = _larger(_larger(a, b), _larger(c, d))
+        a, b = larger(a, row[s]), larger(b, row[s + 1])
+        c, d = larger(c, row[s + 2]), larger(d, row[s + 3])
+    top = larger(larger(a, b), larger(c, d))
     for s in range(whole, stop):
-        top = _larger(top, row[s])
+        top = larger(top, row[s])
     return top
 
 

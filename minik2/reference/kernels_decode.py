@@ -1,69 +1,18 @@
 """The Numba loops of one decoding step: one new token a sequence, a layer in eight regions.
 
 Unusual here: all threads meet only where the next product needs every number of the last, since a
-meeting costs as much as reading 100 kB. What is small (norms, rotation, the choice of experts) each
-thread does over again. Weights may be bfloat16, stored as uint16, the upper halves of float32:
-they are widened in registers, and all arithmetic is that of x.
+meeting costs as much as reading 50 kB. What is small (norms, rotation, the choice of experts) each
+thread does over again.
 """
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import prange
 
-from minik2.reference.kernels import FAST, _exp, _larger, kernel, ranked
+from minik2.reference.kernels import _exp, kernel, larger
+from minik2.reference.kernels_serial import add_rows, dot, norm, part, rotate, route, score
 
-part = njit(cache=True, fastmath=FAST, error_model="numpy", nogil=True)
 # Positions whose scores are made together: 64 rows of 160 numbers stay in the first-level cache.
 BLOCK = 64
-
-
-def _wide(w):
-    """A weight as it is; of bfloat16 the float32 that it is the upper half of."""
-
-
-@overload(_wide)
-def _wide_overload(w):
-    if isinstance(w, types.Integer):
-        return lambda w: np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
-    return lambda w: w
-
-
-@part
-def _dot(w, x):
-    total = x.dtype.type(0)
-    for i in range(len(x)):
-        total += _wide(w[i]) * x[i]
-    return total
-
-
-@part
-def _norm(x, gain, eps, y):
-    inverse = x.dtype.type(1) / np.sqrt(_dot(x, x) / x.dtype.type(len(x)) + eps)
-    for i in range(len(x)):
-        y[i] = x[i] * inverse * gain[i]
-
-
-@part
-def _turn(x, cos, sin, step, other, y):
-    for i in range(len(cos)):
-        a, b = x[step * i], x[step * i + other]
-        y[step * i] = a * cos[i] - b * sin[i]
-        y[step * i + other] = a * sin[i] + b * cos[i]
-
-
-@part
-def _add_rows(p, rows, y):
-    """y += Σ p[n] rows[n], over as many numbers of a row as y has; four rows a pass over y."""
-    whole = len(p) - len(p) % 4
-    for n in range(0, whole, 4):
-        a, b, c, d = p[n], p[n + 1], p[n + 2], p[n + 3]
-        ra, rb, rc, rd = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
-        for i in range(len(y)):
-            y[i] += a * _wide(ra[i]) + b * _wide(rb[i]) + c * _wide(rc[i]) + d * _wide(rd[i])
-    for n in range(whole, len(p)):
-        a, ra = p[n], rows[n]
-        for i in range(len(y)):
-            y[i] += a * _wide(ra[i])
 
 
 @part
@@ -85,15 +34,15 @@ def normed_products(x, gain, eps, first, second, third, y, normed):
     one, two = len(first), len(first) + len(second)
     for p in prange(pieces):
         for b in range(batch):
-            _norm(x[b], gain, eps, normed[p, b])
+            norm(x[b], gain, eps, normed[p, b])
         for r in range(rows * p // pieces, rows * (p + 1) // pieces):
             for b in range(batch):
                 if r < one:
-                    y[b, r] = _dot(first[r], normed[p, b])
+                    y[b, r] = dot(first[r], normed[p, b])
                 elif r < two:
-                    y[b, r] = _dot(second[r - one], normed[p, b])
+                    y[b, r] = dot(second[r - one], normed[p, b])
                 else:
-                    y[b, r] = _dot(third[r - two], normed[p, b])
+                    y[b, r] = dot(third[r - two], normed[p, b])
 
 
 @kernel
@@ -114,52 +63,21 @@ def move_queries(down, q_gain, q_b, kv_gain, eps, up, cos, sin, turn, rows, leng
     for p in prange(pieces):
         for b in range(batch * p // pieces, batch * (p + 1) // pieces):
             new = rows[b, lengths[b]]
-            _norm(down[b, inner : inner + latents], kv_gain, eps, new[:latents])
-            _turn(down[b, inner + latents :], cos[b], sin[b], step, other, new[latents:])
+            norm(down[b, inner : inner + latents], kv_gain, eps, new[:latents])
+            rotate(down[b, inner + latents :], cos[b], sin[b], step, other, new[latents:])
         for b in range(batch):
             if len(q_b):
-                _norm(down[b, :inner], q_gain, eps, own[p, b, :inner])
+                norm(down[b, :inner], q_gain, eps, own[p, b, :inner])
             for h in range(heads * p // pieces, heads * (p + 1) // pieces):
                 query = own[p, b, inner:]
                 for i in range(size):
                     if len(q_b):
-                        query[i] = _dot(q_b[h * size + i], own[p, b, :inner])
+                        query[i] = dot(q_b[h * size + i], own[p, b, :inner])
                     else:
                         query[i] = down[b, h * size + i]
                 q[b, h, :latents] = 0
-                _add_rows(query[:nope], up[h], q[b, h, :latents])
-                _turn(query[nope:], cos[b], sin[b], step, other, q[b, h, latents:])
-
-
-@part
-def _scores(q, rows, scores):
-    """scores[h, p] = q[h] · rows[p]; four heads and two positions at a time, kept in registers."""
-    heads, count = scores.shape
-    tall, even = heads - heads % 4, count - count % 2
-    for h in range(0, tall, 4):
-        q0, q1, q2, q3 = q[h], q[h + 1], q[h + 2], q[h + 3]
-        for p in range(0, even, 2):
-            x, y = rows[p], rows[p + 1]
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = q.dtype.type(0)
-            for i in range(len(x)):
-                a0 += q0[i] * x[i]
-                a1 += q1[i] * x[i]
-                a2 += q2[i] * x[i]
-                a3 += q3[i] * x[i]
-                b0 += q0[i] * y[i]
-                b1 += q1[i] * y[i]
-                b2 += q2[i] * y[i]
-                b3 += q3[i] * y[i]
-            scores[h, p], scores[h, p + 1] = a0, b0
-            scores[h + 1, p], scores[h + 1, p + 1] = a1, b1
-            scores[h + 2, p], scores[h + 2, p + 1] = a2, b2
-            scores[h + 3, p], scores[h + 3, p + 1] = a3, b3
-        if even < count:
-            for k in range(h, h + 4):
-                scores[k, even] = _dot(q[k], rows[even])
-    for h in range(tall, heads):
-        for p in range(count):
-            scores[h, p] = _dot(q[h], rows[p])
+                add_rows(query[:nope], up[h], q[b, h, :latents])
+                rotate(query[nope:], cos[b], sin[b], step, other, q[b, h, latents:])
 
 
 @kernel
@@ -179,11 +97,11 @@ def attend(q, rows, lengths, scale, scores, tops, sums, sides):
         top[:], total[:], side[:] = -np.inf, 0, 0
         for start in range(count * s // pieces, stop, BLOCK):
             block = rows[b, start : min(start + BLOCK, stop)]
-            _scores(q[b], block, own[:, : len(block)])
+            score(q[b], block, own[:, : len(block)])
             for h in range(heads):
                 row, largest = own[h, : len(block)], top[h]
                 for p in range(len(block)):
-                    largest = _larger(largest, row[p])
+                    largest = larger(largest, row[p])
                 # What the earlier blocks made is brought to the new largest score.
                 shrink, added = _exp((top[h] - largest) * scale), q.dtype.type(0)
                 for p in range(len(block)):
@@ -192,7 +110,7 @@ def attend(q, rows, lengths, scale, scores, tops, sums, sides):
                 top[h], total[h] = largest, total[h] * shrink + added
                 for i in range(latents):
                     side[h, i] *= shrink
-                _add_rows(row, block, side[h])
+                add_rows(row, block, side[h])
 
 
 @kernel
@@ -205,7 +123,7 @@ def join(tops, sums, sides, scale, up, context):
         b, h = place // heads, place % heads
         top = tops[b, 0, h]
         for s in range(1, pieces):
-            top = _larger(top, tops[b, s, h])
+            top = larger(top, tops[b, s, h])
         total, side = sums.dtype.type(0), sides[b, 0, h]
         for s in range(pieces):
             share = _exp((tops[b, s, h] - top) * scale)
@@ -216,7 +134,7 @@ def join(tops, sums, sides, scale, up, context):
                 else:
                     side[i] += share * sides[b, s, h, i]
         for i in range(value):
-            context[b, h * value + i] = _dot(up[h, nope + i], side) / total
+            context[b, h * value + i] = dot(up[h, nope + i], side) / total
 
 
 @kernel
@@ -226,53 +144,7 @@ def add_product(weight, x, y, pieces):
     for p in prange(pieces):
         for r in range(rows * p // pieces, rows * (p + 1) // pieces):
             for b in range(len(x)):
-                y[b, r] += _dot(weight[r], x[b])
-
-
-@part
-def route(logits, bias, rule, choice, worth, kept, chosen, weights):
-    """One token's experts and their weights, as `router.forward` chooses them."""
-    sigmoid, group_best, normalise, scaling = rule
-    experts, groups = len(logits), len(worth)
-    top = logits[0]
-    for e in range(experts):
-        top = _larger(top, logits[e])
-    total = logits.dtype.type(0)
-    for e in range(experts):
-        small = np.exp(-abs(logits[e])) if sigmoid else np.exp(logits[e] - top)
-        if sigmoid:
-            logits[e] = (1 if logits[e] >= 0 else small) / (1 + small)
-        else:
-            logits[e] = small
-            total += small
-    for e in range(experts):
-        if not sigmoid:
-            logits[e] /= total
-        choice[e] = logits[e] + bias[e]
-    if groups > 1:
-        size = experts // groups
-        for g in range(groups):
-            first = second = -np.inf
-            for e in range(g * size, (g + 1) * size):
-                if choice[e] > first or np.isnan(choice[e]):
-                    first, second = choice[e], first
-                elif choice[e] > second:
-                    second = choice[e]
-            worth[g] = first + second if group_best == 2 else first
-        ranked(worth, kept)
-        for e in range(experts):
-            inside = False
-            for g in kept:
-                inside |= g == e // size
-            if not inside:
-                choice[e] = -np.inf
-    ranked(choice, chosen)
-    total = logits.dtype.type(1e-20)
-    for k in range(len(chosen)):
-        weights[k] = logits[chosen[k]]
-        total += weights[k]
-    for k in range(len(chosen)):
-        weights[k] *= scaling / total if normalise else scaling
+                y[b, r] += dot(weight[r], x[b])
 
 
 @kernel
@@ -294,7 +166,7 @@ def experts_hidden(normed, gate_up, first, chosen, weights, hidden):
                 if j < routed:
                     own, i = gate_up[chosen[b, j // width]], j % width
                     weight = weights[b, j // width]
-                    gate, up = _dot(own[i], normed[p, b]), _dot(own[width + i], normed[p, b])
+                    gate, up = dot(own[i], normed[p, b]), dot(own[width + i], normed[p, b])
                 else:
                     i, weight = experts + j - routed, one
                     gate, up = first[b, i], first[b, i + shared]
@@ -309,9 +181,9 @@ def add_experts(hidden, chosen, down, shared_down, y, pieces):
     for p in prange(pieces):
         for r in range(rows * p // pieces, rows * (p + 1) // pieces):
             for b in range(len(y)):
-                total = _dot(shared_down[r], hidden[b, count * width :])
+                total = dot(shared_down[r], hidden[b, count * width :])
                 for k in range(count):
-                    total += _dot(down[chosen[b, k], r], hidden[b, k * width : (k + 1) * width])
+                    total += dot(down[chosen[b, k], r], hidden[b, k * width : (k + 1) * width])
                 y[b, r] += total
 
 
