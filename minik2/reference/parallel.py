@@ -36,7 +36,7 @@ def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
     """
     todo = list(items)
     with _LOCK:
-        threads = _threads()
+        threads = thread_count()
         if threads == 1 or not _kernels_may_meet():
             return list(map(work, todo))
         with _blas().limit(limits=1):
@@ -75,7 +75,7 @@ def _share(work: Callable[[Item], Any], todo: list[Item], threads: int) -> list[
 def each_rows(work: Callable[[slice], Any], count: int, few: int = _FEW) -> None:
     """work(own) for slices that together are rows 0 to count, one slice a thread, none of less
     than `few` rows."""
-    pieces = max(1, min(_threads(), count // few))
+    pieces = max(1, min(thread_count(), count // few))
     ends = [count * n // pieces for n in range(pieces + 1)]
     each(work, [slice(a, b) for a, b in itertools.pairwise(ends)])
 
@@ -94,7 +94,8 @@ def product_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     return product(dy, weight.T), product(rows.T, inputs.T)
 
 
-def _threads() -> int:
+def thread_count() -> int:
+    """How many pieces of work go side by side: as many as BLAS has threads."""
     return max((library["num_threads"] for library in _blas().info()), default=1)
 
 
