@@ -3,7 +3,8 @@
 Unusual here: PyTorch has products of sorted rows with their own expert's matrix as one kernel, and
 on a GPU in bfloat16 it is used. That kernel refuses float64 and rows that are no multiple of 16
 bytes, is missing from older versions, and on a CPU its backward pass is slower than a loop; so
-there is one other way, a loop over the experts that have rows, with a backward pass of its own.
+there is one other way, a loop over the experts that have rows, with a backward pass of its own. A
+single token, which is what decoding has, has nothing to sort: its experts are read one by one.
 """
 
 from typing import Any
@@ -24,6 +25,8 @@ def experts(
     """
     if fits_the_kernel(x, gate_up_proj) and fits_the_kernel(x, down_proj):
         return _kernel(x, indices, weights, gate_up_proj, down_proj)
+    if len(x) == 1 and not torch.is_grad_enabled():
+        return _one(x, indices, weights, gate_up_proj, down_proj)
     return _Loop.apply(x, indices, weights, gate_up_proj, down_proj)
 
 
@@ -61,6 +64,20 @@ def _kernel(
     out = F.grouped_mm(F.silu(gate) * up, down_proj.transpose(1, 2), offs=ends)
     # Back to (token, choice) order; a gather and a sum, so that runs repeat bit for bit.
     return torch.einsum("tk,tkd->td", weights, out[position])
+
+
+def _one(
+    x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
+    """One token, x (1, D), through its K experts, without a gradient."""
+    chosen = indices[0].tolist()
+    gate_up = torch.cat([torch.mm(x, gate_up_proj[e].T) for e in chosen])
+    gate, up = gate_up.chunk(2, -1)
+    hidden = F.silu(gate).mul_(up).mul_(weights.T)
+    y = torch.mm(hidden[:1], down_proj[chosen[0]].T)
+    for k, e in enumerate(chosen[1:], 1):
+        y.addmm_(hidden[k, None], down_proj[e].T)
+    return y
 
 
 class _Loop(torch.autograd.Function):

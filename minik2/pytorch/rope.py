@@ -1,6 +1,7 @@
 """Rotary positions in torch: the angles of a config, and the turning of pairs."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -8,10 +9,13 @@ from torch import Tensor
 from minik2.config import ModelConfig
 
 
+# Asked for at every token of a decoding; the answer is not to be written to.
+@lru_cache
+@torch.inference_mode(False)
 def inverse_frequencies(cfg: ModelConfig) -> Tensor:
     """Radians a position for each pair: (R/2,) float64. Source: arXiv 2309.00071 §3.2."""
     size, yarn = cfg.qk_rope_head_dim, cfg.rope_scaling
-    pair = torch.arange(size // 2, dtype=torch.float64)
+    pair = torch.arange(size // 2, dtype=torch.float64, device="cpu")
     plain = cfg.rope_theta ** (-2 * pair / size)
     if yarn is None:
         return plain

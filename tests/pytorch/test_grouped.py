@@ -52,6 +52,19 @@ def answers(experts, x, indices, *rest):
     return [y.detach(), *torch.autograd.grad((y * weigh).sum(), (x, *rest))]
 
 
+@given(chosen=st.integers(1, 4), others=st.integers(0, 5), hidden=SIZES, width=SIZES,
+       seed=st.integers(0, 99))  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_a_single_token_is_read_expert_by_expert(chosen, others, hidden, width, seed):
+    choices = random_choices(1, chosen, chosen + others, seed)
+    given_ = operands(choices, hidden, width, chosen + others, seed=seed)
+    with torch.no_grad():
+        before = [operand.clone() for operand in given_]
+        got, want = grouped.experts(*given_), pair_by_pair(*given_)
+    assert relative_error(got, want) < FLOAT64
+    assert all(torch.equal(a, b) for a, b in zip(given_, before, strict=True))
+
+
 @given(tokens=SIZES, chosen=st.integers(1, 3), others=st.integers(0, 5), hidden=SIZES,
        width=SIZES, seed=st.integers(0, 99))  # fmt: skip
 @settings(max_examples=60, deadline=None)
