@@ -5,8 +5,9 @@ that every step stands there once.
 
 Every line has `kind` and `step`.
     "step"        loss (nats a token), rate (the highest of the optimizer's at this step), norm (of
-                  the gradient, before clipping), max_logit (a number a layer), clipped ([layer,
-                  head, γ] each), loads (a list of E counts a layer, empty for dense ones),
+                  the gradient, before clipping), max_logit (a number a layer), head_logits (every
+                  head's largest, before it is clipped: a list of H numbers a layer), clipped
+                  ([layer, head, γ] each), loads (a list of E counts a layer, empty for dense ones),
                   violation (max over mean of the loads, minus 1, a number a layer with experts),
                   seconds (of this step), maxima_seconds (of them, the logits' maxima's pass),
                   trained (seconds of all steps so far), tokens (targets so far), memory (bytes)

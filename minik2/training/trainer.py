@@ -227,6 +227,7 @@ class _Run:
             rate=share * settings.rate,
             norm=norm,
             max_logit=max_logits.max(axis=1).tolist(),
+            head_logits=max_logits.tolist(),
             clipped=[] if gammas is None else _clipped(gammas),
             loads=[layer.tolist() if layer.any() else [] for layer in loads],
             violation=[violation(layer) for layer in loads if layer.any()],

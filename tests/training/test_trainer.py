@@ -130,6 +130,24 @@ def test_looking_sampling_and_saving_change_no_bit(tmp_path, undisturbed, engine
     assert lines == [entry for entry in undisturbed(recipe)[1] if entry["kind"] == "step"]
 
 
+@BOTH
+def test_a_step_tells_every_heads_largest_logit(undisturbed, engine):
+    """QK-Clip's own rule holds between what is told: γ = tau / logit, of the heads above tau."""
+    recipe, kept = settings(engine=engine), 0
+    for line in undisturbed(recipe)[1]:
+        if line["kind"] != "step":
+            continue
+        logits = np.array(line["head_logits"])
+        assert logits.shape == (CFG.num_hidden_layers, CFG.num_attention_heads)
+        assert line["max_logit"] == logits.max(axis=1).tolist()
+        above = np.argwhere(logits > recipe.tau).tolist()
+        assert above == [[layer, head] for layer, head, _ in line["clipped"]]
+        for layer, head, gamma in line["clipped"]:
+            assert gamma == pytest.approx(recipe.tau / logits[layer, head], rel=1e-6)
+        kept += logits.size - len(above)
+    assert above and kept
+
+
 def test_outside_the_main_thread_it_works_without_signals(tmp_path, undisturbed):
     recipe, found = settings(engine="reference"), []
     thread = threading.Thread(
