@@ -13,7 +13,7 @@ import minik2
 from minik2 import cli
 from tests.checks.worksheets import COUNT, READ, RIGHT, code, save, worksheet
 
-COMMANDS = ["doctor", "progress", "check", "grade", "size"]
+COMMANDS = ["doctor", "progress", "check", "grade", "size", "generate"]
 posix = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
 
 

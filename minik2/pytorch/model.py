@@ -186,16 +186,18 @@ class Model(nn.Module):
             return self.lm_head.weight.new_zeros(batch, width, cfg.vocab_size)
         absorbed = cost.absorb(cfg, int(counts.max()), int(cache.lengths.max()))
         plan = cache.plan(counts, absorbed)
-        whole = bool((counts == width).all())
-        taken = torch.from_numpy(np.flatnonzero(np.arange(width) < counts[:, None]))
-        taken = taken.to(tokens.device)
-        x = self.model.embed_tokens(tokens.flatten() if whole else tokens.flatten()[taken])
+        flat, padded = tokens.flatten(), bool((counts < width).any())
+        if padded:
+            taken = torch.from_numpy(np.flatnonzero(np.arange(width) < counts[:, None]))
+            taken = taken.to(flat.device)
+            flat = flat[taken]
+        x = self.model.embed_tokens(flat)
         exact = torch.promote_types(x.dtype, torch.float32)
         cos, sin = rope.table(cfg, plan.positions, exact)
         for layer, rows in zip(self.model.layers, cache.rows, strict=True):
             x = cast(Layer, layer).cached(x, cos, sin, rows, plan)
         logits = self.lm_head(self.model.norm(x))
-        if not whole:
+        if padded:
             logits = logits.new_zeros(batch * width, cfg.vocab_size).index_copy_(0, taken, logits)
         # Last: until here the cache holds what it held, whatever went wrong.
         cache.lengths += counts
