@@ -15,7 +15,11 @@ from tests.pytorch import build
 
 TINY = ModelConfig.preset("tiny")
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 40))
-BF16, U = torch.bfloat16, 2.0**-8  # one rounding to bfloat16 changes a number by this share
+F32, BF16, U = (
+    torch.float32,
+    torch.bfloat16,
+    2.0**-8,
+)  # one rounding to bfloat16 changes a number by this share
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
 
@@ -57,6 +61,25 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32():
     # The result is rounded, and before that perhaps the normalised vector.
     assert ((norm(x).double() - want).abs() <= 2.1 * U * want.abs()).all()
     assert norm(x).dtype == BF16
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, BF16])
+def test_the_norms_gradients_equal_pytorchs_own(dtype):
+    """A gain, an epsilon and a scale that all show; the oracle in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, 2, 40, 24, generator=generator, dtype=torch.float64).to(dtype)
+    gain = torch.randn(24, generator=generator, dtype=torch.float64).to(dtype)
+    norm = RMSNorm(24, 0.1).to(dtype)
+    norm.weight.data.copy_(gain)
+    x, wide = x.requires_grad_(), x.double().requires_grad_()
+    got = torch.autograd.grad(norm(x), (x, norm.weight), dy)
+    gain = gain.double().requires_grad_()
+    want = torch.autograd.grad(F.rms_norm(wide, (24,), gain, 0.1), (wide, gain), dy.double())
+    for ours, exact in zip(got, want, strict=True):
+        assert ours.dtype == dtype
+        # Sums of 80 products in float32 at least, and one rounding at the end.
+        unit = torch.finfo(dtype).eps + 80 * torch.finfo(torch.promote_types(dtype, F32)).eps
+        assert (ours.double() - exact).abs().max() <= unit * exact.abs().max()
 
 
 def test_bfloat16_is_turned_in_float32():
