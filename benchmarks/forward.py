@@ -75,16 +75,15 @@ class Engine:
 def flops(cfg: ModelConfig, tokens: int) -> int:
     """Floating-point operations of the products in one forward pass of one sequence, exactly.
 
-    Two for each weight that a token is multiplied with, two for each number of a chosen expert's
-    output (the weighted sum), and for each pair of a query and a visible key two for each number of
-    the key and of the value. Nothing else is a product.
+    Two for each weight that a token is multiplied with, and for each pair of a query and a visible
+    key two for each number of the key and of the value. Nothing else is a product.
     """
     by, layers = sizing.parameters(cfg).by_part, cfg.num_hidden_layers
     moe_layers = layers - min(cfg.first_k_dense_replace, layers)
     per_token = (
         by["attention"] + by["dense_ffn"] + by["shared_experts"]
         + by["routed_experts"] * cfg.num_experts_per_tok // cfg.n_routed_experts
-        + moe_layers * cfg.hidden_size * (cfg.n_routed_experts + cfg.num_experts_per_tok)
+        + moe_layers * cfg.hidden_size * cfg.n_routed_experts
         + cfg.vocab_size * cfg.hidden_size
     )  # fmt: skip
     pairs = tokens * (tokens + 1) // 2 * layers * cfg.num_attention_heads

@@ -11,7 +11,8 @@ from benchmarks import forward, records
 from minik2 import ModelConfig, pytorch, reference
 
 
-@pytest.mark.parametrize("tokens", [1, 24])
+# One token alone is multiplied as a vector, which PyTorch's counter does not see.
+@pytest.mark.parametrize("tokens", [8, 24])
 def test_operations_are_those_that_pytorch_counts(tokens):
     cfg = ModelConfig.preset("tiny")
     model = pytorch.Model.init(cfg)

@@ -35,12 +35,13 @@ class Runs:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.training.drive"], cwd=ROOT, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"NUMBA_NUM_THREADS": "2"},  # whatever share a worker has
         )  # fmt: skip
 
     def start(self, out: Path, recipe, habits=None, **more) -> int:
         self.log = self.folder / "log"
         job = {"out": str(out), "settings": recipe.to_json(), "log": str(self.log),
-               "habits": {"evaluate_every": 5} | (habits or {}), **more}  # fmt: skip
+               "habits": {"evaluate_every": 5, "threads": 1} | (habits or {}), **more}  # fmt: skip
         self.process.stdin.write(json.dumps(job) + "\n")
         self.pid = int(self.process.stdout.readline())
         return self.pid

@@ -175,12 +175,12 @@ def test_threads_are_given_back(tmp_path, engine):
 
     from minik2.reference import parallel
 
-    before = torch.get_num_threads(), numba.get_num_threads(), parallel._threads()
+    before = torch.get_num_threads(), numba.get_num_threads(), parallel.thread_count()
     with engines.threads(engine, 1) as threads:
         assert threads == 1
-        now = torch.get_num_threads(), numba.get_num_threads(), parallel._threads()
+        now = torch.get_num_threads(), numba.get_num_threads(), parallel.thread_count()
         assert now == ((before[0], 1, 1) if engine == "reference" else (1, *before[1:]))
-    assert before == (torch.get_num_threads(), numba.get_num_threads(), parallel._threads())
+    assert before == (torch.get_num_threads(), numba.get_num_threads(), parallel.thread_count())
 
 
 def test_a_run_below_its_own_text_goes_on(tmp_path, monkeypatch):
