@@ -4,8 +4,10 @@
 
 Unusual here: each engine has a process to itself, with the environment that it would have anyway,
 and waits for the next line on stdin while another is timed. In one process the threads of OpenBLAS,
-OpenMP and Numba would spin on the cores that the next engine wants. Orders and answers are lines of
-JSON; whatever a library prints goes to stderr.
+OpenMP and Numba would spin on the cores that the next engine wants. Nor is the doctor imported at
+the top: it brings the reference along, which asks OpenMP for a short spin, and PyTorch, if loaded
+after that, is a fifth slower. Orders and answers are lines of JSON; whatever a library prints goes
+to stderr.
 """
 
 from __future__ import annotations
@@ -20,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from minik2.doctor import machine, measure
-
 Run = Callable[[], Any]
 
 
 def reference(directory: Path, tokens: Any) -> tuple[Run, dict[str, Any]]:
     from minik2 import reference
+    from minik2.doctor import machine
 
     model = reference.Model.from_pretrained(directory)
     return lambda: model(tokens), {"numba_layer": machine.numba_layer()}
@@ -45,6 +46,8 @@ def transformers(directory: Path, tokens: Any) -> tuple[Run, dict[str, Any]]:
     """transformers at its best: of its ways to run experts, the fastest here."""
     import torch
     import transformers
+
+    from minik2.doctor import measure
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -66,10 +69,19 @@ ENGINES = {"reference": reference, "pytorch": pytorch, "transformers": transform
 def threads(engine: str) -> int:
     """How many threads multiply here."""
     if engine == "reference":
+        from minik2.doctor import machine
+
         return max(pool["threads"] for pool in machine.blas())
     import torch
 
     return torch.get_num_threads()
+
+
+def peak(engine: str) -> float:
+    """GFLOP/s of one large product in the engine's library."""
+    from minik2.doctor import measure
+
+    return measure.gflops("numpy" if engine == "reference" else "torch", "float32")
 
 
 def main() -> None:
@@ -90,8 +102,7 @@ def main() -> None:
             run()
             answer(time.perf_counter() - start)
         elif order == "peak":
-            library = "numpy" if engine == "reference" else "torch"
-            answer(measure.gflops(library, "float32"))
+            answer(peak(engine))
         else:
             np.save(order["logits"], run())
             answer(None)

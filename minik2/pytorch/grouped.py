@@ -76,7 +76,7 @@ def _one(
     hidden = F.silu(gate).mul_(up).mul_(weights.T)
     y = torch.mm(hidden[:1], down_proj[chosen[0]].T)
     for k, e in enumerate(chosen[1:], 1):
-        y.addmm_(hidden[k, None], down_proj[e].T)
+        y = torch.addmm(y, hidden[k, None], down_proj[e].T)
     return y
 
 
