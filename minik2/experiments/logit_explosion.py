@@ -7,8 +7,8 @@ by next to nothing; 12.7% of K2's heads were clipped in its first 70,000 steps a
 
 Done: hot, at a rate far above Muon's best, which makes in minutes what takes K2 days, with and
 without QK-Clip (AdamW's part keeps the base rate); and calm, the base run, with a tau so low that
-it is clipped as well, and with one that it never meets. A head that was clipped had the logit
-tau / γ, so its largest logit is known at that step; of the others, only their layer's largest.
+it is clipped as well, and with one that it never meets. Of every hot run each head's largest logit
+of a step is known, and of every run when each head was clipped for the last time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from minik2.experiments import results, statistics
-from minik2.experiments.runs import Lines, Run, Tell, finish
+from minik2.experiments.runs import Lines, Run, Tell, finish, forget_without
 from minik2.experiments.scales import Scale
 
 NAME = "logit_explosion"
@@ -26,6 +28,8 @@ RATE, TAU = 0.08, 30.0
 OPTIMIZERS = ("muon", "muonclip")
 CALM_TAU = 10.0
 PARTS = 10  # the share of heads clipped is told for so many parts of the run
+# Of the heads' logits every so many steps are stored, with so many digits.
+EVERY, DIGITS = 5, 3
 
 
 def plan(scale: Scale) -> dict[str, Any]:
@@ -40,8 +44,11 @@ def run(scale: Scale, seeds: Sequence[int], tell: Tell) -> dict[str, Any]:
     hot = replace(base, rate=RATE, adamw_rate=base.rate, tau=TAU)
     arms = {**{o: replace(hot, optimizer=o) for o in OPTIMIZERS},
             "calm": base, "calm_clipped": replace(base, tau=CALM_TAU)}  # fmt: skip
-    runs = [Run(scale.model, replace(arm, seed=seed)) for arm in arms.values() for seed in seeds]
-    found = iter(finish(scale, runs, NAME, tell))
+    runs = {arm: [Run(scale.model, replace(own, seed=seed)) for seed in seeds]
+            for arm, own in arms.items()}  # fmt: skip
+    for one in runs["muon"] + runs["muonclip"]:
+        forget_without(scale, one, "head_logits")
+    found = iter(finish(scale, [one for own in runs.values() for one in own], NAME, tell))
     lines = {arm: [next(found) for _ in seeds] for arm in arms}
     final = {arm: [statistics.last(own, base.steps) for own in lines[arm]] for arm in arms}
     return results.record(NAME, scale, plan(scale), seeds, {
@@ -54,8 +61,10 @@ def run(scale: Scale, seeds: Sequence[int], tell: Tell) -> dict[str, Any]:
         "clipped_ever": {arm: [len(_heads(own)) / heads for own in lines[arm]] for arm in arms},
         "clipped_by_part": {
             arm: [_by_part(own, base.steps, heads) for own in lines[arm]] for arm in arms},
+        "last_clipped": {arm: [_last_clipped(own, heads) for own in lines[arm]] for arm in arms},
+        "peaks": {o: [_peaks(own) for own in lines[o]] for o in OPTIMIZERS},
         # Step by step for the first seed alone.
-        "max_logit": {o: [e["max_logit"] for e in _steps(lines[o][0])] for o in OPTIMIZERS},
+        "every": EVERY, "head_logits": {o: _head_logits(lines[o][0]) for o in OPTIMIZERS},
         "clipped": [[e["step"], *head] for e in _steps(lines["muonclip"][0])
                     for head in e["clipped"]],
     }, [one for own in lines.values() for one in own])  # fmt: skip
@@ -68,6 +77,24 @@ def _steps(lines: Lines) -> Lines:
 def _heads(lines: Lines) -> set[tuple[int, int]]:
     """(layer, head) of every head that was clipped at least once."""
     return {(layer, head) for e in _steps(lines) for layer, head, _ in e["clipped"]}
+
+
+def _last_clipped(lines: Lines, heads: int) -> list[int]:
+    """The last step that clipped each head that was ever clipped, ascending; 0 for the others."""
+    last = {(layer, head): e["step"] for e in _steps(lines) for layer, head, _ in e["clipped"]}
+    return [0] * (heads - len(last)) + sorted(last.values())
+
+
+def _peaks(lines: Lines) -> list[list[float]]:
+    """Each head's largest logit of all steps, a list of H a layer."""
+    peaks: list[list[float]] = np.max([e["head_logits"] for e in _steps(lines)], axis=0).tolist()
+    return peaks
+
+
+def _head_logits(lines: Lines) -> list[list[list[float]]]:
+    """Each head's largest logit at steps 1, 1 + EVERY, …: of each step L lists of H numbers."""
+    return [[[float(f"{logit:.{DIGITS}g}") for logit in layer] for layer in e["head_logits"]]
+            for e in _steps(lines)[::EVERY]]  # fmt: skip
 
 
 def _by_part(lines: Lines, steps: int, heads: int) -> list[float]:

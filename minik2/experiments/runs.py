@@ -57,6 +57,15 @@ def place(scale: Scale, run: Run) -> Path:
     return scale.runs / f"{run.settings.optimizer}-{digest[:16]}"
 
 
+def forget_without(scale: Scale, run: Run, fact: str) -> None:
+    """Remove a run that was made before steps told `fact`, so that `finish` makes it again."""
+    path = place(scale, run)
+    if (path / metrics.NAME).is_file():
+        lines = metrics.read(path)
+        if any(line["kind"] == "step" and fact not in line for line in lines):
+            shutil.rmtree(path)
+
+
 def finish(scale: Scale, runs: Sequence[Run], what: str, tell: Tell) -> list[Lines]:
     """The lines of every run, in the order given, once all are trained.
 

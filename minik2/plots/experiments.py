@@ -84,61 +84,78 @@ def muon_vs_adamw(record: Record) -> Picture:
 
 @styled
 def logit_explosion(record: Record) -> Picture:
-    """The largest logits with and without QK-Clip, which heads were clipped when, and the loss.
+    """Every head's largest logits without and with QK-Clip, what that costs, who is clipped when.
 
     Hot runs in colour; calm ones, at the base rate, in grey.
     """
-    found, tau = record["found"], record["plan"]["tau"]
+    found, plan, tau = record["found"], record["plan"], record["plan"]["tau"]
     model, steps = record["model"], record["settings"]["steps"]
-    heads = model["num_attention_heads"]
     tops = {name: max(largest) for name, largest in found["largest"].items()}
     gap, calm = found["clipped_minus_plain"]["mean"], found["calm_clipped_minus_plain"]["mean"]
-    figure, ((logits, loss), (clipped, share)) = picture(
+    figure, ((plain, held, loss), (clipped, share, again)) = picture(
         f"Plain Muon's logits reach {tops['muon']:.0f}, MuonClip's {tops['muonclip']:.0f}; the "
         f"loss changes by {minus(f'{gap:+.2f}')} nats, in a calm run by {minus(f'{calm:+.3f}')}",
-        12, 6.6, 2, 2)
-    names = {"muon": "Muon, hot", "muonclip": f"MuonClip, hot, tau = {tau:g}",
-             "calm": "calm, unclipped",
-             "calm_clipped": f"MuonClip, calm, tau = {record['plan']['calm_tau']:g}"}
+        14, 7, 2, 3)
     looks = LOOKS | {"calm": (SOFT, "-"), "calm_clipped": (INK, "--")}
-    for name, label in names.items():
+    held.sharey(plain)
+    for axes, name in ((plain, "muon"), (held, "muonclip")):
+        logits = np.array(found["head_logits"][name])
+        at = 1 + found["every"] * np.arange(len(logits))
+        axes.plot(at, logits.reshape(len(at), -1), color=looks[name][0], linewidth=0.8, alpha=0.7)
+        axes.axhline(tau, color=INK, linewidth=1, linestyle=":")
+        axes.text(steps, tau * 0.7, f"tau = {tau:g}", ha="right", va="top")
+        peaks = np.array(found["peaks"][name])  # seeds, layers, heads
+        counts = (peaks > tau).sum(axis=(1, 2))
+        axes.set_title(f"{NAMES[name]}, hot: {_range(counts)} of {peaks[0].size} heads pass tau")
+        axes.set(yscale="log", xlabel="step")
+    plain.set_ylabel("each head's largest logit, one seed")
+    for name, label in {"muon": "Muon, hot", "muonclip": f"MuonClip, hot, tau = {tau:g}",
+                        "calm": "calm, unclipped",
+                        "calm_clipped": f"MuonClip, calm, tau = {plan['calm_tau']:g}"}.items():
         colour, dash = looks[name]
-        if name in found["max_logit"]:
-            values = np.array(found["max_logit"][name]).max(axis=1)
-            logits.plot(np.arange(1, len(values) + 1), values, dash, color=colour, label=label)
         at, losses = _curves(found["curves"][name])
         _band(loss, at, losses, colour, dash, label)
-    logits.axhline(tau, color=INK, linewidth=1, linestyle=":", label=f"tau = {tau:g}")
-    logits.set(yscale="log", xlabel="step", ylabel="after scaling, before the softmax")
-    logits.set_title("largest logit of all heads, one seed")
-    logits.legend()
+        if name not in ("muonclip", "calm_clipped"):
+            continue
+        parts = np.array(found["clipped_by_part"][name])
+        middle = (np.arange(parts.shape[1]) + 0.5) * steps / parts.shape[1]
+        _band(share, middle, parts, colour, dash, label)
+        last = np.array(found["last_clipped"][name])  # seeds, heads
+        at = np.arange(steps + 1)
+        later = (last[:, :, None] > at).mean(axis=1)
+        _band(again, at, later, colour, dash, label)
     top = max(_curves(c)[1][:, 1:].max() for c in found["curves"].values())
     loss.set(xlabel="step", ylabel=LOSS, ylim=(_least(found) - 0.05, top))
-    loss.set_title(f"all seeds: mean, least and most; rates: hot {record['plan']['rate']:g}, calm "
+    loss.set_title(f"all seeds: mean, least and most; rates {plan['rate']:g} and "
                    f"{record['settings']['rate']:g}")  # fmt: skip
     loss.legend()
-    excess = np.full((model["num_hidden_layers"] * heads, steps), np.nan)
-    for step, layer, head, gamma in found["clipped"]:
-        excess[layer * heads + head, step - 1] = 1 / gamma
-    image = clipped.imshow(excess, aspect="auto", cmap=AMOUNT, vmin=0.9, interpolation="nearest",
-                           extent=(0.5, steps + 0.5, len(excess) - 0.5, -0.5))  # fmt: skip
-    clipped.set_yticks(np.arange(0, len(excess), heads),
-                       [f"layer {n}" for n in range(model["num_hidden_layers"])])  # fmt: skip
-    for edge in np.arange(heads, len(excess), heads):
-        clipped.axhline(edge - 0.5, color=SOFT, linewidth=0.5)
-    figure.colorbar(image, ax=clipped, label="logit / tau")
-    ever = np.mean(found["clipped_ever"]["muonclip"])
-    clipped.set_title(f"hot: each head's clipped logits, one seed; {ever:.0%} of all seeds' "
-                      "heads")  # fmt: skip
-    clipped.set_xlabel("step")
-    parts = np.array(found["clipped_by_part"]["muonclip"])
-    middle = (np.arange(parts.shape[1]) + 0.5) * steps / parts.shape[1]
-    _band(share, middle, parts, TODAY, "o-", "")
-    first, last = parts.mean(axis=0).max(), parts.mean(axis=0)[-1]
-    share.set_title(f"hot: a step clips {first:.0%} of the heads at most, {last:.0%} at last")
-    share.set(xlabel="step", ylim=(0, None))
-    share.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _clips(clipped, found["clipped"], model, steps)
+    share.set_title("heads that a step clips, all seeds")
+    half = np.median(found["last_clipped"]["muonclip"])
+    again.set_title(f"heads that will be clipped again: hot, half after step {half:.0f}")
+    for axes in (share, again):
+        axes.set(xlabel="step", ylim=(0, 1.03))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    again.legend(loc="lower left")
     return figure
+
+
+def _clips(
+    axes: Axes, clips: Sequence[Sequence[float]], model: Mapping[str, Any], steps: int
+) -> None:
+    """A row a head, a column a step: how far above tau the logits were that QK-Clip cut."""
+    layers, heads = model["num_hidden_layers"], model["num_attention_heads"]
+    excess = np.full((layers * heads, steps), np.nan)
+    for step, layer, head, gamma in clips:
+        excess[int(layer * heads + head), int(step) - 1] = 1 / gamma
+    most = max((1 / gamma for *_, gamma in clips), default=1.0)
+    axes.imshow(excess, aspect="auto", cmap=AMOUNT, vmin=0.9, vmax=most, interpolation="nearest",
+                extent=(0.5, steps + 0.5, len(excess) - 0.5, -0.5))  # fmt: skip
+    axes.set_yticks(np.arange(0, len(excess), heads), [f"layer {n}" for n in range(layers)])
+    for edge in np.arange(heads, len(excess), heads):
+        axes.axhline(edge - 0.5, color=SOFT, linewidth=0.5)
+    axes.set_title(f"MuonClip, hot: clips by head, one seed; darkest {most:.2f} tau")
+    axes.set_xlabel("step")
 
 
 @styled
@@ -269,6 +286,12 @@ def _band(axes: Axes, x: Array, values: Array, colour: str, dash: str, label: st
     axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2,
                       linewidth=0)  # fmt: skip
     axes.plot(x, values.mean(axis=0), dash, color=colour, label=label, markersize=4)
+
+
+def _range(counts: Array) -> str:
+    """Counts of several seeds: one number where they agree."""
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _idle(found: Mapping[str, Any], arm: str) -> str:

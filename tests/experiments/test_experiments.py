@@ -82,10 +82,14 @@ def test_heads_clipped_are_told_one_by_one(records):
     """So few steps clip nothing; planted lines do."""
     from minik2.experiments import logit_explosion as module
 
-    lines = [{"kind": "step", "step": n + 1, "max_logit": [5.0, 40.0],
+    lines = [{"kind": "step", "step": n + 1, "head_logits": [[5.0, n / 7], [40 - n / 7, 1.0]],
               "clipped": [[1, 0, 0.75]] if n < 10 else []} for n in range(100)]
     assert module._heads(lines) == {(1, 0)}
     assert module._by_part(lines, 100, heads=4) == [0.25] + [0.0] * 9
+    assert module._last_clipped(lines, heads=4) == [0, 0, 0, 10]
+    assert module._peaks(lines) == [[5.0, 99 / 7], [40.0, 1.0]]
+    kept = module._head_logits(lines)
+    assert len(kept) == 20 and kept[3] == [[5.0, 2.14], [37.9, 1.0]]  # of step 16
     for seeds in records["logit_explosion"]["found"]["clipped_by_part"].values():
         assert [len(shares) for shares in seeds] == [module.PARTS] * 2
 

@@ -49,6 +49,24 @@ def test_runs_are_made_side_by_side_and_once(tmp_path, monkeypatch):
     assert told[-1] == (0, 0, "again")
 
 
+def test_a_run_from_before_steps_told_a_fact_is_made_again(tmp_path):
+    scale = tiny.scale(tmp_path)
+    wanted = [run_of(scale, seed=0), run_of(scale, seed=1)]
+    finish(scale, wanted, "two runs", quiet)
+    old = place(scale, wanted[0]) / metrics.NAME
+    lines = metrics.read(old.parent)
+    old.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "head_logits"}) + "\n"
+                           for line in lines))  # fmt: skip
+    for run in wanted:
+        runs.forget_without(scale, run, "head_logits")
+        runs.forget_without(replace(scale, runs=tmp_path / "none"), run, "head_logits")
+    told = []
+    again, _ = finish(scale, wanted, "again", lambda *facts: told.append(facts))
+    assert told[0][1] == tiny.STEPS
+    for new, line in zip(again, lines, strict=True):
+        assert new.get("head_logits") == line.get("head_logits")
+
+
 def test_another_setting_model_or_text_is_another_run(tmp_path):
     scale = tiny.scale(tmp_path)
     run = run_of(scale)
