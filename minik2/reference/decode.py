@@ -128,7 +128,7 @@ class Decoder:
         self.x, self.normed = room(batch, cfg.hidden_size), room(pieces, batch, cfg.hidden_size)
         self.cos, self.sin = room(batch, rotary // 2), room(batch, rotary // 2)
         attention = (
-            self.normed, room(pieces, batch, inner + cfg.qk_head_dim),
+            self.normed, room(pieces, batch, inner), room(pieces, 1, cfg.qk_head_dim),
             room(batch, inner + latents + rotary), room(batch, heads, latents + rotary),
             room(batch, pieces, heads, kernels_decode.BLOCK), room(batch, pieces, heads),
             room(batch, pieces, heads), room(batch, pieces, heads, latents),
@@ -143,5 +143,6 @@ class Decoder:
             self.scratch.append((
                 *attention, room(batch, experts + 2 * shared), room(experts), room(cfg.n_group),
                 room(cfg.topk_group, dtype=np.int64), room(batch, chosen, dtype=np.int64),
-                room(batch, chosen), room(batch, chosen * cfg.moe_intermediate_size + shared),
+                room(batch, chosen), room(batch, chosen, cfg.moe_intermediate_size),
+                room(batch, shared),
             ))  # fmt: skip

@@ -9,7 +9,17 @@ import numpy as np
 from numba import prange
 
 from minik2.reference.kernels import _exp, kernel, larger
-from minik2.reference.kernels_serial import add_rows, dot, norm, part, rotate, route, score
+from minik2.reference.kernels_serial import (
+    add_rows,
+    dot,
+    highest,
+    mix,
+    norm,
+    part,
+    rotate,
+    route,
+    score,
+)
 
 # Positions whose scores are made together: 64 rows of 160 numbers stay in the first-level cache.
 BLOCK = 64
@@ -33,51 +43,51 @@ def normed_products(x, gain, eps, first, second, third, y, normed):
     pieces, batch, rows = normed.shape[0], x.shape[0], y.shape[1]
     one, two = len(first), len(first) + len(second)
     for p in prange(pieces):
+        own = normed[p]
         for b in range(batch):
-            norm(x[b], gain, eps, normed[p, b])
+            norm(x[b], gain, eps, own[b])
         for r in range(rows * p // pieces, rows * (p + 1) // pieces):
             for b in range(batch):
                 if r < one:
-                    y[b, r] = dot(first[r], normed[p, b])
+                    y[b, r] = dot(first, r, own, b)
                 elif r < two:
-                    y[b, r] = dot(second[r - one], normed[p, b])
+                    y[b, r] = dot(second, r - one, own, b)
                 else:
-                    y[b, r] = dot(third[r - two], normed[p, b])
+                    y[b, r] = dot(third, r - two, own, b)
 
 
 @kernel
-def move_queries(down, q_gain, q_b, kv_gain, eps, up, cos, sin, turn, rows, lengths, q, own):
+def move_queries(down, q_gain, q_b, kv_gain, eps, up, cos, sin, turn, rows, lengths, q, inner, own):
     """Each head's query moved to the latents, q (B, H, C + R), and the new token's row written.
 
     down (B, …): the query's latent, or all queries where q_b is empty, then the new row; up
     (H, N + V, C); rows (B, S, C + R). turn: what lies between pairs, as `rotate_pairs` takes it.
-    own (pieces, B, …) is each thread's room for the query's latent and one head's query.
+    inner (pieces, B, …) and own (pieces, 1, N + R): each thread's room for the query's latent and
+    for one head's query.
     """
     batch, heads, width = q.shape
-    latents, pieces = up.shape[2], own.shape[0]
-    rotary = width - latents
-    inner = down.shape[1] - width
-    size = len(q_b) // heads if len(q_b) else inner // heads
-    nope = size - rotary
+    latents, pieces, size = up.shape[2], own.shape[0], own.shape[2]
+    nope = size - (width - latents)
+    before = down.shape[1] - width
     step, other = turn
     for p in prange(pieces):
+        query, latent = own[p], inner[p]
         for b in range(batch * p // pieces, batch * (p + 1) // pieces):
             new = rows[b, lengths[b]]
-            norm(down[b, inner : inner + latents], kv_gain, eps, new[:latents])
-            rotate(down[b, inner + latents :], cos[b], sin[b], step, other, new[latents:])
+            norm(down[b, before : before + latents], kv_gain, eps, new[:latents])
+            rotate(down[b, before + latents :], cos[b], sin[b], step, other, new[latents:])
         for b in range(batch):
             if len(q_b):
-                norm(down[b, :inner], q_gain, eps, own[p, b, :inner])
+                norm(down[b, :before], q_gain, eps, latent[b])
             for h in range(heads * p // pieces, heads * (p + 1) // pieces):
-                query = own[p, b, inner:]
                 for i in range(size):
                     if len(q_b):
-                        query[i] = dot(q_b[h * size + i], own[p, b, :inner])
+                        query[0, i] = dot(q_b, h * size + i, latent, b)
                     else:
-                        query[i] = down[b, h * size + i]
+                        query[0, i] = down[b, h * size + i]
                 q[b, h, :latents] = 0
-                add_rows(query[:nope], up[h], q[b, h, :latents])
-                rotate(query[nope:], cos[b], sin[b], step, other, q[b, h, latents:])
+                add_rows(query, 0, nope, up[h], 0, q[b], h, latents)
+                rotate(query[0, nope:], cos[b], sin[b], step, other, q[b, h, latents:])
 
 
 @kernel
@@ -94,23 +104,22 @@ def attend(q, rows, lengths, scale, scores, tops, sums, sides):
         count = lengths[b] + 1
         stop = count * (s + 1) // pieces
         top, total, side, own = tops[b, s], sums[b, s], sides[b, s], scores[b, s]
+        queries, held = q[b], rows[b]
         top[:], total[:], side[:] = -np.inf, 0, 0
         for start in range(count * s // pieces, stop, BLOCK):
-            block = rows[b, start : min(start + BLOCK, stop)]
-            score(q[b], block, own[:, : len(block)])
+            some = min(BLOCK, stop - start)
+            score(queries, held, start, some, own)
             for h in range(heads):
-                row, largest = own[h, : len(block)], top[h]
-                for p in range(len(block)):
-                    largest = larger(largest, row[p])
+                largest = highest(own, h, some, top[h])
                 # What the earlier blocks made is brought to the new largest score.
                 shrink, added = _exp((top[h] - largest) * scale), q.dtype.type(0)
-                for p in range(len(block)):
-                    row[p] = _exp((row[p] - largest) * scale)
-                    added += row[p]
+                for p in range(some):
+                    own[h, p] = _exp((own[h, p] - largest) * scale)
+                    added += own[h, p]
                 top[h], total[h] = largest, total[h] * shrink + added
                 for i in range(latents):
                     side[h, i] *= shrink
-                add_rows(row, block, side[h])
+            mix(own, some, held, start, side)
 
 
 @kernel
@@ -133,8 +142,9 @@ def join(tops, sums, sides, scale, up, context):
                     side[i] *= share
                 else:
                     side[i] += share * sides[b, s, h, i]
+        own, first = up[h], sides[b, 0]
         for i in range(value):
-            context[b, h * value + i] = dot(up[h, nope + i], side) / total
+            context[b, h * value + i] = dot(own, nope + i, first, h) / total
 
 
 @kernel
@@ -144,47 +154,51 @@ def add_product(weight, x, y, pieces):
     for p in prange(pieces):
         for r in range(rows * p // pieces, rows * (p + 1) // pieces):
             for b in range(len(x)):
-                y[b, r] += dot(weight[r], x[b])
+                y[b, r] += dot(weight, r, x, b)
+
+
+@part
+def _silu_product(gate, up, one):
+    return up * gate / (one + _exp(-gate))
 
 
 @kernel
-def experts_hidden(normed, gate_up, first, chosen, weights, hidden):
+def experts_hidden(normed, gate_up, first, chosen, weights, hidden, shared):
     """The inner numbers of every expert met: silu(gate) x up, times the expert's weight.
 
-    hidden (B, K I + I'): the chosen experts', then the shared ones', whose gate and up stand in
-    first from column E on. A dense layer has no experts to choose, and one wide shared one.
+    hidden (B, K, I): the chosen experts'; shared (B, I'): the shared ones', whose gate and up stand
+    in first from column E on. A dense layer has no experts to choose, and one wide shared one.
     """
-    pieces, experts, count = normed.shape[0], len(gate_up), chosen.shape[1]
-    width = gate_up.shape[1] // 2
-    total = hidden.shape[1]
-    routed = count * width
-    shared = total - routed
-    one = hidden.dtype.type(1)
+    pieces, experts = normed.shape[0], len(gate_up)
+    batch, count, width = hidden.shape
+    wide, one = shared.shape[1], shared.dtype.type(1)
     for p in prange(pieces):
-        for b in range(len(hidden)):
-            for j in range(total * p // pieces, total * (p + 1) // pieces):
-                if j < routed:
-                    own, i = gate_up[chosen[b, j // width]], j % width
-                    weight = weights[b, j // width]
-                    gate, up = dot(own[i], normed[p, b]), dot(own[width + i], normed[p, b])
-                else:
-                    i, weight = experts + j - routed, one
-                    gate, up = first[b, i], first[b, i + shared]
-                hidden[b, j] = weight * up * gate / (one + _exp(-gate))
+        own = normed[p]
+        for b in range(batch):
+            for k in range(count):
+                stack, weight = gate_up[chosen[b, k]], weights[b, k]
+                for i in range(width * p // pieces, width * (p + 1) // pieces):
+                    gate, up = dot(stack, i, own, b), dot(stack, width + i, own, b)
+                    hidden[b, k, i] = weight * _silu_product(gate, up, one)
+            for i in range(wide * p // pieces, wide * (p + 1) // pieces):
+                gate, up = first[b, experts + i], first[b, experts + wide + i]
+                shared[b, i] = _silu_product(gate, up, one)
 
 
 @kernel
-def add_experts(hidden, chosen, down, shared_down, y, pieces):
+def add_experts(hidden, shared, chosen, down, shared_down, y, pieces):
     """y[b] += the experts' outputs, from what `experts_hidden` made, and the shared ones'."""
     rows, count = len(shared_down), chosen.shape[1]
-    width = down.shape[2]
     for p in prange(pieces):
-        for r in range(rows * p // pieces, rows * (p + 1) // pieces):
-            for b in range(len(y)):
-                total = dot(shared_down[r], hidden[b, count * width :])
-                for k in range(count):
-                    total += dot(down[chosen[b, k], r], hidden[b, k * width : (k + 1) * width])
-                y[b, r] += total
+        start, stop = rows * p // pieces, rows * (p + 1) // pieces
+        for b in range(len(y)):
+            own = hidden[b]
+            for r in range(start, stop):
+                y[b, r] += dot(shared_down, r, shared, b)
+            for k in range(count):
+                stack = down[chosen[b, k]]
+                for r in range(start, stop):
+                    y[b, r] += dot(stack, r, own, k)
 
 
 @part
@@ -195,11 +209,11 @@ def layer(x, weights, scratch, rows, lengths, cos, sin, eps, scale, turn, rule):
     """
     (gain, q_a, q_gain, q_b, kv_a, kv_gain, up, o, mlp_gain, gate, bias, gate_up, down,
      shared_gate, shared_up, shared_down) = weights  # fmt: skip
-    (normed, own, first, q, scores, tops, sums, sides, context, mlp_first, choice, worth, kept,
-     chosen, shares, hidden) = scratch  # fmt: skip
+    (normed, inner, own, first, q, scores, tops, sums, sides, context, mlp_first, choice, worth,
+     kept, chosen, shares, hidden, shared) = scratch  # fmt: skip
     pieces = len(normed)
     normed_products(x, gain, eps, q_a, kv_a, kv_a[:0], first, normed)
-    move_queries(first, q_gain, q_b, kv_gain, eps, up, cos, sin, turn, rows, lengths, q, own)
+    move_queries(first, q_gain, q_b, kv_gain, eps, up, cos, sin, turn, rows, lengths, q, inner, own)
     attend(q, rows, lengths, scale, scores, tops, sums, sides)
     join(tops, sums, sides, scale, up, context)
     add_product(o, context, x, pieces)
@@ -207,5 +221,5 @@ def layer(x, weights, scratch, rows, lengths, cos, sin, eps, scale, turn, rule):
     if len(gate):
         for b in range(len(x)):
             route(mlp_first[b, : len(gate)], bias, rule, choice, worth, kept, chosen[b], shares[b])
-    experts_hidden(normed, gate_up, mlp_first, chosen, shares, hidden)
-    add_experts(hidden, chosen, down, shared_down, x, pieces)
+    experts_hidden(normed, gate_up, mlp_first, chosen, shares, hidden, shared)
+    add_experts(hidden, shared, chosen, down, shared_down, x, pieces)

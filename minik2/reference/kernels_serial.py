@@ -1,10 +1,10 @@
 """What one thread of a decoding step does by itself, within the regions of kernels_decode.py.
 
 Unusual here: weights may be bfloat16, stored as uint16, the upper halves of float32. They are
-widened in registers, and all arithmetic is that of x. A product reads its matrix row by row: one
-vector is all that it is multiplied with, so nothing is gained by tiles, but for the cached rows,
-which all heads look at. (Numba's cache of a caller does not notice changes made here: delete
-minik2/reference/__pycache__ after one.)
+widened in registers, and all arithmetic is that of x. A row of an array is named by its number, not
+cut out: what is cut out counts its users, and two threads that count on one memory line wait for
+each other longer than the row takes to read. (Numba's cache of a caller does not notice changes
+made here: delete minik2/reference/__pycache__ after one.)
 """
 
 import numpy as np
@@ -28,18 +28,21 @@ def _wide_overload(w):
 
 
 @part
-def dot(w, x):
-    """w · x, in x's dtype."""
+def dot(w, r, x, b):
+    """w[r] · x[b], in x's dtype."""
     total = x.dtype.type(0)
-    for i in range(len(x)):
-        total += _wide(w[i]) * x[i]
+    for i in range(x.shape[1]):
+        total += _wide(w[r, i]) * x[b, i]
     return total
 
 
 @part
 def norm(x, gain, eps, y):
     """y = gain x / rms(x)."""
-    inverse = x.dtype.type(1) / np.sqrt(dot(x, x) / x.dtype.type(len(x)) + eps)
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        total += x[i] * x[i]
+    inverse = x.dtype.type(1) / np.sqrt(total / x.dtype.type(len(x)) + eps)
     for i in range(len(x)):
         y[i] = x[i] * inverse * gain[i]
 
@@ -54,49 +57,99 @@ def rotate(x, cos, sin, step, other, y):
 
 
 @part
-def add_rows(p, rows, y):
-    """y += Σ p[n] rows[n], over as many numbers of a row as y has; four rows a pass over y."""
-    whole = len(p) - len(p) % 4
+def add_rows(p, g, count, rows, start, y, h, width):
+    """y[h] += Σ p[g, n] rows[start + n] over n < count, the first `width` numbers of each.
+
+    Four rows a pass over y.
+    """
+    whole = count - count % 4
     for n in range(0, whole, 4):
-        a, b, c, d = p[n], p[n + 1], p[n + 2], p[n + 3]
-        ra, rb, rc, rd = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
-        for i in range(len(y)):
-            y[i] += a * _wide(ra[i]) + b * _wide(rb[i]) + c * _wide(rc[i]) + d * _wide(rd[i])
-    for n in range(whole, len(p)):
-        a, ra = p[n], rows[n]
-        for i in range(len(y)):
-            y[i] += a * _wide(ra[i])
+        s, a, b, c, d = start + n, p[g, n], p[g, n + 1], p[g, n + 2], p[g, n + 3]
+        for i in range(width):
+            y[h, i] += (
+                a * _wide(rows[s, i]) + b * _wide(rows[s + 1, i])
+                + c * _wide(rows[s + 2, i]) + d * _wide(rows[s + 3, i])
+            )  # fmt: skip
+    for n in range(whole, count):
+        for i in range(width):
+            y[h, i] += p[g, n] * _wide(rows[start + n, i])
 
 
 @part
-def score(q, rows, scores):
-    """scores[h, p] = q[h] · rows[p]; four heads and two positions at a time, kept in registers."""
-    heads, count = scores.shape
+def mix(p, count, rows, start, y):
+    """y[h] += Σ p[h, n] rows[start + n] over n < count, for every head.
+
+    Four heads and two rows at a time: each number that is read is used four times.
+    """
+    heads, width = y.shape
     tall, even = heads - heads % 4, count - count % 2
     for h in range(0, tall, 4):
-        q0, q1, q2, q3 = q[h], q[h + 1], q[h + 2], q[h + 3]
+        for n in range(0, even, 2):
+            s = start + n
+            a0, a1, a2, a3 = p[h, n], p[h + 1, n], p[h + 2, n], p[h + 3, n]
+            b0, b1, b2, b3 = p[h, n + 1], p[h + 1, n + 1], p[h + 2, n + 1], p[h + 3, n + 1]
+            for i in range(width):
+                u, v = rows[s, i], rows[s + 1, i]
+                y[h, i] += a0 * u + b0 * v
+                y[h + 1, i] += a1 * u + b1 * v
+                y[h + 2, i] += a2 * u + b2 * v
+                y[h + 3, i] += a3 * u + b3 * v
+        for k in range(h, h + 4 if even < count else h):
+            for i in range(width):
+                y[k, i] += p[k, even] * rows[start + even, i]
+    for h in range(tall, heads):
+        add_rows(p, h, count, rows, start, y, h, width)
+
+
+@part
+def score(q, rows, start, count, scores):
+    """scores[h, p] = q[h] · rows[start + p], p < count.
+
+    Four heads and two positions at a time, whose sums stay in registers.
+    """
+    heads, width = q.shape
+    tall, even = heads - heads % 4, count - count % 2
+    for h in range(0, tall, 4):
         for p in range(0, even, 2):
-            x, y = rows[p], rows[p + 1]
+            s = start + p
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = q.dtype.type(0)
-            for i in range(len(x)):
-                a0 += q0[i] * x[i]
-                a1 += q1[i] * x[i]
-                a2 += q2[i] * x[i]
-                a3 += q3[i] * x[i]
-                b0 += q0[i] * y[i]
-                b1 += q1[i] * y[i]
-                b2 += q2[i] * y[i]
-                b3 += q3[i] * y[i]
+            for i in range(width):
+                x, y = rows[s, i], rows[s + 1, i]
+                q0, q1, q2, q3 = q[h, i], q[h + 1, i], q[h + 2, i], q[h + 3, i]
+                a0 += q0 * x
+                a1 += q1 * x
+                a2 += q2 * x
+                a3 += q3 * x
+                b0 += q0 * y
+                b1 += q1 * y
+                b2 += q2 * y
+                b3 += q3 * y
             scores[h, p], scores[h, p + 1] = a0, b0
             scores[h + 1, p], scores[h + 1, p + 1] = a1, b1
             scores[h + 2, p], scores[h + 2, p + 1] = a2, b2
             scores[h + 3, p], scores[h + 3, p + 1] = a3, b3
         if even < count:
             for k in range(h, h + 4):
-                scores[k, even] = dot(q[k], rows[even])
+                scores[k, even] = dot(rows, start + even, q, k)
     for h in range(tall, heads):
         for p in range(count):
-            scores[h, p] = dot(q[h], rows[p])
+            scores[h, p] = dot(rows, start + p, q, h)
+
+
+@part
+def highest(scores, h, count, top):
+    """The largest of top and scores[h, p], p < count, in four lanes as in the softmax kernel.
+
+    NaN is passed over: its exponential is NaN, and so is the sum that it goes into.
+    """
+    a = b = c = d = top
+    whole = count - count % 4
+    for p in range(0, whole, 4):
+        a, b = max(a, scores[h, p]), max(b, scores[h, p + 1])
+        c, d = max(c, scores[h, p + 2]), max(d, scores[h, p + 3])
+    for p in range(whole, count):
+        a = max(a, scores[h, p])
+    return max(max(a, b), max(c, d))
 
 
 @part

@@ -98,7 +98,7 @@ def test_bfloat16_is_widened_as_ml_dtypes_does(seed):
     w = w.astype(np.float32).astype(ml_dtypes.bfloat16)
     x = rng.standard_normal(77).astype(np.float32)
     terms = w.astype(np.longdouble) * x.astype(np.longdouble)
-    got = kernels_serial.dot(w.view(np.uint16), x)
+    got = kernels_serial.dot(w.view(np.uint16)[None], 0, x[None], 0)
     assert within(np.array(got), terms.sum(), 80 * 2.0**-23 * np.abs(terms).sum())
 
 
