@@ -8,10 +8,11 @@ float64 is for proofs, float32 for work.
 import os
 
 # OpenMP's idle threads spin for milliseconds by default, on the cores that the next matrix product
-# wants: alternating kernels and products then ran 40 times slower than either. A short spin keeps
-# a parallel region at about 3 microseconds and leaves the cores free. OpenMP reads this once, when
-# Numba loads it, so it must stand before the kernels; a value set by the user wins.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# wants: alternating kernels and products then ran 40 times slower than either. With a spin of 1,000
+# rounds they slept between the regions of a decoding step, and woke up too late: it took twice as
+# long. OpenMP reads this once, when Numba loads it, so it must stand before the kernels; a value
+# set by the user wins.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from minik2.reference import (
     adamw,
