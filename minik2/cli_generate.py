@@ -138,9 +138,10 @@ class Said:
             self.waiting, self.ended = "", "stop"
             raise _Ended
         keep = max((_overlap(self.waiting, text) for text in self.stops), default=0)
-        shown = len(self.waiting) - keep
-        self._show(self.waiting[:shown])
-        self.waiting = self.waiting[shown:]
+        end = len(self.waiting) - keep
+        # Forgotten before it is shown: a Ctrl-C in between must not have it shown twice.
+        piece, self.waiting = self.waiting[:end], self.waiting[end:]
+        self._show(piece)
 
     def _show(self, piece: str) -> None:
         self.text += piece
