@@ -46,14 +46,15 @@ def test_decoding_moves_the_cache_once_when_absorbed():
 def test_the_forms_change_places_once_and_where_the_module_says(name, border):
     cfg = ModelConfig.preset(name)
     for cached in (0, 100, 8192, 10**6):
-        chosen = [cost.absorb(cfg, new, cached) for new in range(1, 1000)]
+        chosen = [cost.absorb(cfg, new, cached) for new in range(1, 4000)]
         assert chosen == sorted(chosen, reverse=True)
+        assert not chosen[-1]
         if cached:
             assert chosen[0]
     few, many = cost.absorbed(cfg, border, 10**9), cost.expanded(cfg, border, 10**9)
     assert few.flops == pytest.approx(many.flops, rel=0.01)
 
 
-def test_seconds_are_the_larger_of_the_two_limits():
-    assert cost.Cost(100, 30).seconds(10, 10) == 10
-    assert cost.Cost(100, 30).seconds(100, 10) == 3
+def test_seconds_are_those_of_operations_and_bytes_together():
+    assert cost.Cost(100, 30).seconds(10, 10) == 13
+    assert cost.Cost(100, 30).seconds(100, 10) == 4

@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 @styled
 def absorption(record: Record) -> Picture:
-    """How many times the expanded form's cost over the absorbed one's; the rule's choice framed."""
+    """How many times the expanded form's cost over the absorbed one's; a line where they change."""
     points = record["points"]
     new = sorted({p["new"] for p in points})
     cached = sorted({p["cached"] for p in points})
@@ -42,7 +42,8 @@ def absorption(record: Record) -> Picture:
                      color=readable(image, np.log2(value)))  # fmt: skip
         ticks(own, [str(c) for c in cached], [str(n) for n in new])
         own.set_title(f"expanded over absorbed: {name}")
-        own.set_xlabel("tokens in the cache")
+        own.set_aspect("auto")
+        own.set_xlabel("tokens in the cache; absorbed right of the line")
         _border(own, [[at[n, c]["chosen"] == "absorbed" for c in cached] for n in new])
     axes[0].set_ylabel("new tokens")
     return figure
