@@ -205,7 +205,10 @@ def test_ctrl_c_from_outside_while_it_streams(folder):
     words = ["--model", str(folder), "--prompt", "def f", "--engine", "pytorch",
              "--max-new-tokens", "500"]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "minik2", "generate", *words],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               # Of a shell's background jobs, children inherit that it is ignored.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                               )  # fmt: skip
     first = process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
