@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import records
 from minik2 import ModelConfig, cost, reference
+from minik2.doctor import machine
 from minik2.plots import absorption as picture
 from minik2.reference import mla, rope
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               for new, cached in tqdm(grid, desc="points", disable=None)]  # fmt: skip
     print(f"{chosen.preset}, medians of {chosen.rounds}\n\n{table(points)}")
     if chosen.record:
-        record = {**records.stamp(), "preset": chosen.preset, "rounds": chosen.rounds,
+        record = {**machine.stamp(), "preset": chosen.preset, "rounds": chosen.rounds,
                   "points": points}  # fmt: skip
         records.write_json(records.RESULTS / "absorption.json", record)
         picture.absorption(record).write(records.ROOT / "figures" / "absorption.png")

@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"{load:.2f} before, last-level cache {held:.0f} MiB\n\n{table(result)}")  # fmt: skip
     if chosen.record:
         records.write_json(records.RESULTS / "decode.json", {
-            **records.stamp(), "preset": chosen.preset, "threads": chosen.threads,
+            **machine.stamp(), "preset": chosen.preset, "threads": chosen.threads,
             "rounds": chosen.rounds, "load_before": load, **result})  # fmt: skip
     for sentence in (failures := short(result)):
         print(f"\n{sentence}", file=sys.stderr)

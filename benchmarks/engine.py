@@ -84,14 +84,20 @@ def peak(engine: str) -> float:
     return measure.gflops("numpy" if engine == "reference" else "torch", "float32")
 
 
-def main() -> None:
-    engine, directory, tokens = sys.argv[1], Path(sys.argv[2]), np.load(sys.argv[3])
+def answering() -> Callable[[Any], None]:
+    """What writes answers for the driver; all else that is printed from here on goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     def answer(value: Any) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
+    return answer
+
+
+def main() -> None:
+    engine, directory, tokens = sys.argv[1], Path(sys.argv[2]), np.load(sys.argv[3])
+    answer = answering()
     run, facts = ENGINES[engine](directory, tokens)
     answer(facts | {"threads": threads(engine)})
     for line in sys.stdin:

@@ -78,16 +78,8 @@ def flops(cfg: ModelConfig, tokens: int) -> int:
     Two for each weight that a token is multiplied with, and for each pair of a query and a visible
     key two for each number of the key and of the value. Nothing else is a product.
     """
-    by, layers = sizing.parameters(cfg).by_part, cfg.num_hidden_layers
-    moe_layers = layers - min(cfg.first_k_dense_replace, layers)
-    per_token = (
-        by["attention"] + by["dense_ffn"] + by["shared_experts"]
-        + by["routed_experts"] * cfg.num_experts_per_tok // cfg.n_routed_experts
-        + moe_layers * cfg.hidden_size * cfg.n_routed_experts
-        + cfg.vocab_size * cfg.hidden_size
-    )  # fmt: skip
-    pairs = tokens * (tokens + 1) // 2 * layers * cfg.num_attention_heads
-    return 2 * tokens * per_token + 2 * pairs * (cfg.qk_head_dim + cfg.v_head_dim)
+    # A third of training's: `prefill_expanded` has the head for the last token only.
+    return sizing.flops(cfg, tokens).training.total // 3
 
 
 def measure(cfg: ModelConfig, tokens: int, rounds: int, threads: int) -> dict[str, Any]:
@@ -136,12 +128,10 @@ def summary(found: dict[str, Any], cfg: ModelConfig, tokens: int) -> dict[str, A
     for name, engine in found.items():
         median = statistics.median(engine["seconds"])
         limit = engine["peak_gflops"] * 1e9 / work * tokens
-        ratios = [them / us for them, us in zip(theirs, engine["seconds"], strict=True)]
         out[name] = engine | {
             "tokens_per_second": tokens / median, "limit_tokens_per_second": limit,
             "share_of_limit": tokens / median / limit,
-            "times_transformers": {"median": statistics.median(ratios), "least": min(ratios),
-                                   "most": max(ratios)},
+            "times_transformers": records.times(theirs, engine["seconds"]),
         }  # fmt: skip
     return out
 
@@ -180,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"threads, medians of {chosen.rounds}, load {load:.2f} before\n\n{table(engines)}")
     if chosen.record:
         records.write_json(records.RESULTS / "forward.json", {
-            **records.stamp(), "preset": chosen.preset, "tokens": chosen.tokens, "flops": work,
+            **machine.stamp(), "preset": chosen.preset, "tokens": chosen.tokens, "flops": work,
             "threads": chosen.threads, "rounds": chosen.rounds, "load_before": load,
             "engines": engines})  # fmt: skip
     short = [name for name, least in PROMISED.items()

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks import records
 from minik2 import checks
+from minik2.doctor import machine
 
 IMPORT_LIMIT, CHECK_LIMIT = 0.3, 1.0
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, seconds in answers.items():
         print(f"{name:<{width}}  {seconds['first']:6.3f}   {seconds['median']:6.3f}")
     if chosen.record:
-        record: dict[str, Any] = {**records.stamp(), "rounds": chosen.rounds, "import": imports,
+        record: dict[str, Any] = {**machine.stamp(), "rounds": chosen.rounds, "import": imports,
                                   "checks": answers}  # fmt: skip
         records.write_json(records.RESULTS / "imports.json", record)
     slow = [name for name, seconds in answers.items() if seconds["median"] > CHECK_LIMIT]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import records
 from lessons import build, execute
-from minik2.doctor import measure, report
+from minik2.doctor import machine, measure, report
 
 LIMITS = {"00": 150.0, "01": 60.0}
 # Seconds after which a notebook is stopped.
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.record:
         gflops = {f"{library} {dtype}": measure.gflops(library, dtype)
                   for library, dtype in report.PRODUCTS}  # fmt: skip
-        records.write_json(report.TIMES, {**records.stamp(), "gflops": gflops, "seconds": took})
+        records.write_json(report.TIMES, {**machine.stamp(), "gflops": gflops, "seconds": took})
     slow = [number for number in LIMITS if took.get(number, 0.0) > LIMITS[number]]
     for number in slow:
         print(f"Lesson {number} takes longer than is promised; was the machine quiet?",

@@ -134,11 +134,10 @@ def measured(case: Case, rounds: int) -> dict[str, Any]:
     pairs = [(timed(case.other), timed(case.ours))
              for _ in tqdm(range(rounds), desc=case.name, disable=None)]  # fmt: skip
     other, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-    ratios = [them / us for them, us in pairs]
     peak = max(peak, case.peak()) * 1e9
     return {
         "case": case.name, "promised": case.promised, "seconds": ours, "other_seconds": other,
-        "times": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "times": records.times(*zip(*pairs, strict=True)),
         "flops": case.our_flops, "plain_flops": case.plain_flops, "peak_gflops": peak / 1e9,
         "share_of_peak": case.our_flops / ours / peak,
         "plain_share_of_peak": case.plain_flops / ours / peak,
@@ -174,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{machine.cores()} cores, medians of {chosen.rounds}, load {load:.2f} before\n\n"
           f"{table(found)}")  # fmt: skip
     if chosen.record:
-        record = {**records.stamp(), "rounds": chosen.rounds, "load_before": load, "cases": found}
+        record = {**machine.stamp(), "rounds": chosen.rounds, "load_before": load, "cases": found}
         records.write_json(records.RESULTS / "newton_schulz.json", record)
     short = [one for one in found if one["times"]["median"] < one["promised"]]
     for one in short:

@@ -26,6 +26,7 @@ from benchmarks import records
 from benchmarks.parts import PARTS, Part
 from benchmarks.question import Case, Question, Side, ask, relative_error
 from benchmarks.rounding import TOO_COARSE
+from minik2.doctor import machine
 from tests.oracle.configs import configs
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 40))
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="write results/proof.json and the table in README.md")  # fmt: skip
     chosen = parser.parse_args(arguments)
     rows = run(chosen.configurations, chosen.seed)
-    stamp = records.stamp()
+    stamp = machine.stamp()
     sheet = table(rows, chosen.configurations, chosen.seed, stamp)
     print(sheet)
     if chosen.record:

@@ -6,23 +6,22 @@ run that is stopped leaves the old record whole.
 
 from __future__ import annotations
 
-import datetime
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minik2.doctor import machine
 from minik2.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def stamp() -> dict[str, Any]:
-    """What every record carries: the date and the machine, without what changes by the minute."""
-    described = machine.describe()
-    del described["memory_free"], described["load"]
-    return {"date": datetime.date.today().isoformat(), "machine": described}
+def times(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """How many times as fast as theirs ours is, round by round."""
+    ratios = [them / us for them, us in zip(theirs, ours, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import records
 from minik2 import ModelConfig, pytorch, sizing
+from minik2.doctor import machine
 from minik2.sizing import units
 from minik2.sizing.memory import PLAIN
 
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{chosen.batch} x {chosen.tokens} tokens on {chosen.device}, bytes\n\n{table(rows)}")
     if chosen.record:
         records.write_json(records.RESULTS / "sizing.json", {
-            **records.stamp(), "tokens": chosen.tokens, "batch": chosen.batch,
+            **machine.stamp(), "tokens": chosen.tokens, "batch": chosen.batch,
             "device": chosen.device, "configs": rows})  # fmt: skip
     short = shortfalls(rows)
     for sentence in short:

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {engine: in_a_process(engine, chosen.steps, chosen.threads) for engine in ENGINES}
     print(table(found))
     if chosen.record:
-        records.write_json(records.RESULTS / "small.json", {**records.stamp(), "engines": found})
+        records.write_json(records.RESULTS / "small.json", {**machine.stamp(), "engines": found})
     short = shortfalls(found)
     for sentence in short:
         print(sentence, file=sys.stderr)

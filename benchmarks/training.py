@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import forward, records
 from benchmarks.training_engine import ENGINES
-from minik2 import ModelConfig, reference
+from minik2 import ModelConfig, reference, sizing
 from minik2.doctor import machine
 
 PROMISED = {"reference": 1.3, "pytorch": 1.2}
@@ -36,7 +36,7 @@ def flops(cfg: ModelConfig, batch: int, tokens: int) -> int:
 
     A product has two gradients, each a product of as many operations.
     """
-    return 3 * batch * forward.flops(cfg, tokens)
+    return sizing.flops(cfg, tokens, batch).training.total
 
 
 def measure(
@@ -74,12 +74,10 @@ def summary(found: dict[str, Any], work: int) -> dict[str, Any]:
     theirs, out = found["transformers"]["seconds"], {}
     for name, engine in found.items():
         median = statistics.median(engine["seconds"])
-        ratios = [them / us for them, us in zip(theirs, engine["seconds"], strict=True)]
         out[name] = engine | {
             "median_seconds": median, "gflops": work / median / 1e9,
             "share_of_peak": work / median / 1e9 / engine["peak_gflops"],
-            "times_transformers": {"median": statistics.median(ratios), "least": min(ratios),
-                                   "most": max(ratios)},
+            "times_transformers": records.times(theirs, engine["seconds"]),
         }  # fmt: skip
     return out
 
@@ -134,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"{table(engines)}")  # fmt: skip
     if chosen.record:
         records.write_json(records.RESULTS / "training.json", {
-            **records.stamp(), "preset": chosen.preset, "batch": chosen.batch,
+            **machine.stamp(), "preset": chosen.preset, "batch": chosen.batch,
             "tokens": chosen.tokens, "flops": work, "threads": chosen.threads,
             "rounds": chosen.rounds, "load_before": load, "engines": engines})  # fmt: skip
     short = shortfalls(engines)

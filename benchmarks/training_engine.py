@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.engine import peak, threads
+from benchmarks.engine import answering, peak, threads
 
 # tokens (B, T) -> the loss and the embedding's gradient, the last that is known.
 Step = Callable[[Any], tuple[float, Any]]
@@ -111,12 +110,7 @@ def most_memory(run: Callable[[], Any]) -> int:
 
 def main() -> None:
     engine, directory, tokens = sys.argv[1], Path(sys.argv[2]), np.load(sys.argv[3])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: Any) -> None:
-        print(json.dumps(value), file=answers, flush=True)
-
+    answer = answering()
     step, facts = ENGINES[engine](directory)
     step(tokens[:1, :8])
     gc.collect()

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minik2 import __version__, cli_generate, cli_train
+from minik2.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from minik2.checks.marking import Mark
@@ -192,7 +193,7 @@ def grade(
     done = len({row.submission for row in rows})
     print(f"{done} of {len(files)} graded; the rows are in {output}.", file=sys.stderr)
     if interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

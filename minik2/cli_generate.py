@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minik2.terminal import INTERRUPTED, plain
+
 if TYPE_CHECKING:
     from minik2.tokenizer import Stream
 
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
 def generate(
@@ -147,7 +148,7 @@ class Said:
         self.text += piece
         if self.live and piece:
             if sys.stdout.isatty():  # text does not steer the terminal
-                piece = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in piece)
+                piece = plain(piece)
             print(piece, end="", flush=True)
 
     def to_dict(self, prompt: int) -> dict[str, Any]:

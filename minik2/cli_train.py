@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from minik2.terminal import INTERRUPTED, plain
+
 if TYPE_CHECKING:
     from minik2.config import ModelConfig
     from minik2.training import Settings
 
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 RECENT, PACE = 20, 50  # steps that the shown loss and speed, and the time left, are means of
 
 MODEL, RECIPE, HABITS, PICTURE = (
@@ -200,8 +201,7 @@ class _Progress:
 
     def say(self, text: str, style: str = "") -> None:
         """A line above the bar; text is never markup, nor does it steer the terminal."""
-        plain = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-        self.bar.console.print(Text(plain, style), soft_wrap=True)
+        self.bar.console.print(Text(plain(text), style), soft_wrap=True)
 
     def tell(self, kind: str, facts: dict[str, Any]) -> None:
         self.step = facts["step"]

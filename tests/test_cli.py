@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 import minik2
-from minik2 import cli
+from tests import commands
 from tests.checks.worksheets import COUNT, READ, RIGHT, code, save, worksheet
 
 COMMANDS = ["doctor", "progress", "check", "grade", "size", "generate"]
@@ -21,17 +22,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux o
 def call(monkeypatch, capsys, tmp_path):
     """call("check", path) -> (exit status, output, errors), run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minik2", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        # sys.exit("text") prints the text and exits with 1.
-        code = end.value.code
-        return (1, out, err + code) if isinstance(code, str) else (code or 0, out, err)
-
-    return run
+    return partial(commands.call, monkeypatch, capsys)
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -6,13 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
-from minik2 import cli, cli_generate, reference
+from minik2 import cli_generate, reference
 from minik2.config import ModelConfig
 from minik2.training import store
+from tests import commands
 from tests.reference import build
 from tests.test_tokenizer import library_file
 
@@ -35,16 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """call("--seed", 3) -> (exit status, output, errors) of `minik2 generate`."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minik2", "generate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = end.value.code
-        return (1, out, err + code) if isinstance(code, str) else (code or 0, out, err)
-
-    return run
+    return partial(commands.call, monkeypatch, capsys, "generate")
 
 
 def wanted(folder, prompt, count, **how):

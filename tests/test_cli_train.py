@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import typer
 from minik2 import cli, training
 from minik2.config import ModelConfig
 from minik2.training import metrics
+from tests import commands
 
 ENGINES = ("reference", "pytorch")
 FIELDS = [*fields(training.Settings), *fields(training.Habits)]
@@ -34,16 +36,7 @@ def call(monkeypatch, capsys, tmp_path):
     text.mkdir()
     for n in range(3):
         text.joinpath(f"{n}.py").write_text(f"def f{n}(x):\n    return x + {n}\n" * 40)
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minik2", "train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = end.value.code
-        return (1, out, err + code) if isinstance(code, str) else (code or 0, out, err)
-
-    return run
+    return partial(commands.call, monkeypatch, capsys, "train")
 
 
 @pytest.fixture

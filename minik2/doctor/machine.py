@@ -6,6 +6,7 @@ version is read from the packages' own records, so a broken package cannot stop 
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import importlib.metadata
 import os
@@ -69,6 +70,13 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def stamp() -> dict[str, Any]:
+    """What every record carries: the date and the machine, without what changes by the minute."""
+    described = describe()
+    del described["memory_free"], described["load"]
+    return {"date": datetime.date.today().isoformat(), "machine": described}
 
 
 def cores() -> int:

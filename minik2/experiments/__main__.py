@@ -23,12 +23,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from minik2.experiments import balance, logit_explosion, muon_vs_adamw, results, sparsity
 from minik2.experiments.runs import Tell
 from minik2.experiments.scales import ROOT, Scale, scales
+from minik2.terminal import INTERRUPTED
 
 EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module for module in (muon_vs_adamw, logit_explosion, balance, sparsity)
 }
 SEEDS = (0, 1, 2)
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

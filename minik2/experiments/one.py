@@ -12,7 +12,9 @@ import signal
 import sys
 import threading
 
-INTERRUPTED, DIVERGED = 130, 3
+from minik2.terminal import INTERRUPTED
+
+DIVERGED = 3  # the exit status of a run that did
 
 
 def main() -> int:

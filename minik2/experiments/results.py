@@ -6,7 +6,6 @@ repository are those of the code beside them.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,12 +29,10 @@ def record(
 
     runs: the lines of all runs, whose training seconds are added up.
     """
-    described = machine.describe()
-    del described["memory_free"], described["load"]
     seconds = sum(line["seconds"] for lines in runs for line in lines if line["kind"] == "step")
     return {
-        "experiment": name, "scale": scale.name, "date": datetime.date.today().isoformat(),
-        "minik2": __version__, "machine": described, "device": scale.device,
+        "experiment": name, "scale": scale.name, **machine.stamp(), "minik2": __version__,
+        "device": scale.device,
         "threads": scale.threads, "at_once": scale.at_once, "training_seconds": seconds,
         "seeds": list(seeds), **setup(scale), "plan": plan, "found": _short(found),
     }  # fmt: skip

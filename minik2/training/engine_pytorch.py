@@ -35,7 +35,7 @@ class PyTorchEngine:
         else:
             self.model = pytorch.Model.from_pretrained(saved[0], self.device)
         self.watch = pytorch.Watch(cfg, self.device)
-        decay, adamw_rate = settings.weight_decay, settings.adamw_rate or settings.rate
+        decay = settings.weight_decay
         self.optimizer: MuonClip | torch.optim.AdamW
         if settings.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(
@@ -45,8 +45,9 @@ class PyTorchEngine:
         else:
             tau = settings.tau if settings.optimizer == "muonclip" else None
             self.optimizer = MuonClip(
-                self.model, settings.rate, tau=tau, adamw_lr=adamw_rate, weight_decay=decay
-            )
+                self.model, settings.rate, tau=tau, adamw_lr=settings.rate_of_adamw,
+                weight_decay=decay,
+            )  # fmt: skip
             self.parts = (self.optimizer.muon, self.optimizer.adamw)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         if saved is not None:

@@ -32,15 +32,16 @@ class ReferenceEngine:
             self.model = reference.Model.from_pretrained(saved[0])
         self.watch = reference.Watch(cfg)
         self.grads: dict[str, Array] = {}
-        decay, adamw_rate = settings.weight_decay, settings.adamw_rate or settings.rate
+        decay = settings.weight_decay
         self.clip: MuonClip | None = None
         if settings.optimizer == "adamw":
             self.adamw = AdamW(settings.rate, weight_decay=decay)
         else:
             tau = settings.tau if settings.optimizer == "muonclip" else None
             self.clip = MuonClip(
-                self.model, settings.rate, tau=tau, adamw_lr=adamw_rate, weight_decay=decay
-            )
+                self.model, settings.rate, tau=tau, adamw_lr=settings.rate_of_adamw,
+                weight_decay=decay,
+            )  # fmt: skip
             self.adamw = self.clip.adamw
         if saved is not None:
             self._load(saved[1])
@@ -77,12 +78,12 @@ class ReferenceEngine:
         return None
 
     def update(self, share: float) -> Array | None:
-        rate, adamw_rate = self.settings.rate, self.settings.adamw_rate or self.settings.rate
+        rate = share * self.settings.rate
         if self.clip is None:
-            self.adamw.lr = share * rate
+            self.adamw.lr = rate
             self.adamw.step(self.model.weights, self.grads)
             return None
-        self.clip.muon.lr, self.clip.adamw.lr = share * rate, share * adamw_rate
+        self.clip.muon.lr, self.clip.adamw.lr = rate, share * self.settings.rate_of_adamw
         gammas = self.clip.step(self.grads, self.watch.max_logits)
         return gammas if self.settings.optimizer == "muonclip" else None
 

@@ -84,6 +84,11 @@ class Settings:
         """How many targets one update is made from."""
         return self.batch * self.accumulate * self.window
 
+    @property
+    def rate_of_adamw(self) -> float:
+        """The highest rate of what AdamW takes beside Muon."""
+        return self.rate if self.adamw_rate is None else self.adamw_rate
+
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, as `from_json` takes it."""
         return asdict(self)

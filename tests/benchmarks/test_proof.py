@@ -11,6 +11,7 @@ from benchmarks import proof, question, records
 from benchmarks.parts import PARTS
 from minik2 import pytorch, reference
 from minik2.config import ModelConfig
+from minik2.doctor import machine
 
 CPU_COMPARISONS = [c for c in proof.comparisons() if not c.on_gpu]
 
@@ -109,7 +110,7 @@ def test_a_part_that_one_side_lacks_has_no_row_and_a_dash(monkeypatch):
     rows = proof.run(2, 0, [norm, ours])
     assert {row.compared for row in rows if row.part == "ours"} == {
         "PyTorch, reference", "PyTorch on a GPU, reference"}  # fmt: skip
-    (first, *_) = [line for line in proof.table(rows, 2, 0, records.stamp()).splitlines()
+    (first, *_) = [line for line in proof.table(rows, 2, 0, machine.stamp()).splitlines()
                    if line.startswith("| ours |")]  # fmt: skip
     assert first.count("| – |") == 1 and first.endswith("| – | open |")
 

@@ -2,30 +2,23 @@
 
 import json
 import math
-import sys
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 
-from minik2 import cli, sizing
+from minik2 import sizing
 from minik2.config import ModelConfig
 from minik2.sizing.published import CLAIMS, with_mtp
 from minik2.sizing.units import amount
+from tests import commands
 from tests.oracle.configs import configs
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
     """call("kimi-k2", "--json") -> (exit status, output, errors) of `minik2 size`."""
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minik2", "size", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = end.value.code
-        return (1, out, err + code) if isinstance(code, str) else (code or 0, out, err)
-
-    return run
+    return partial(commands.call, monkeypatch, capsys, "size")
 
 
 @pytest.mark.parametrize("name", ModelConfig.presets())
