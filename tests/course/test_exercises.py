@@ -136,7 +136,7 @@ def test_so_it_is_in_float32_and_in_torch(exercise, wrong):
 @EVERY
 def test_right_answers_written_another_way_pass(exercise):
     ways = OTHER_WAYS.get(exercise.id, [])
-    assert len(ways) >= 3, f"tests/course/other_ways.py has {len(ways)} other ways, not three"
+    assert len(ways) >= 3, f"tests/course/other_ways/ has {len(ways)} other ways, not three"
     for seed in seeds():
         for way in ways:
             result = check(exercise.id, way, seed)
