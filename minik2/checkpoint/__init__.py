@@ -1,5 +1,6 @@
 """Hugging Face checkpoints in and out: config.json, safetensors, and the index of many files.
 
+Weights are plain numbers, or narrowed as in the released files: FP8 in blocks, INT4 in groups.
 Nothing is ever unpickled. Reading maps files and checks every name, shape and dtype against the
 config before anything is allocated; writing replaces a whole directory or leaves the old one.
 """

@@ -23,12 +23,13 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: file, safetensors' name of the dtype, shape, first byte."""
+    """Where one tensor lies: file, safetensors' name of the dtype, shape, first byte, bytes."""
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    nbytes: int
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
@@ -134,10 +135,11 @@ def header(path: Path) -> dict[str, Stored]:
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror or error}).") from None
     entries.pop("__metadata__", None)
-    return {
-        name: Stored(
-            path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+    stored = {}
+    for name, entry in entries.items():
+        start, stop = entry["data_offsets"]
+        stored[name] = Stored(
+            path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, stop - start
         )
-        for name, entry in entries.items()
-    }
+    return stored
 

@@ -15,12 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from minik2.checkpoint import float8, int4, quantization
 from minik2.checkpoint.errors import CheckpointError
 from minik2.checkpoint.files import INDEX, SINGLE
+from minik2.checkpoint.quantization import INVERSE, PACKED, SCALES, SIDES
 from minik2.config import ModelConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,24 +33,32 @@ SHARD_BYTES = 4 * 2**30
 
 
 def save(
-    directory: str | Path, cfg: ModelConfig, weights: Weights, shard_bytes: int = SHARD_BYTES
+    directory: str | Path, cfg: ModelConfig, weights: Weights, shard_bytes: int = SHARD_BYTES,
+    format: str | None = None,
 ) -> None:
-    """Write config.json and the weights, in their own dtypes, in the Hugging Face layout.
+    """Write config.json and the weights in the Hugging Face layout.
 
     weights: every tensor of `cfg.tensor_shapes()`, experts one by one, as a mapping or as pairs;
-    shard_bytes: one file up to this size, above it several with an index. An older checkpoint in
-    the directory is replaced as a whole; other files there stay. Raises CheckpointError for
-    tensors that do not fit the config, OSError where the disk or a permission refuses.
+    shard_bytes: one file up to this size, above it several with an index. format: None keeps the
+    weights' own dtypes; "float8" (Kimi K2's and DeepSeek-V3's files), "float8_ue8m0" (V3.1's) and
+    "int4" (K2-Thinking's) narrow the matrices that those files narrow, and make all else bfloat16,
+    the correction bias float32. An older checkpoint in the directory is replaced as a whole; other
+    files there stay. Raises CheckpointError for tensors that do not fit the config or the format,
+    ValueError for other formats, OSError where the disk or a permission refuses.
     """
+    if format is not None:
+        quantization.named(format)
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file; name a directory to save into.")
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     try:
         beside.mkdir(parents=True)
-        dtype = _write_weights(beside, cfg, weights, shard_bytes)
+        dtype = _write_weights(beside, cfg, weights, shard_bytes, format)
         # transformers opens a model in the dtype that its config names.
         config = cfg.to_json() | {"torch_dtype": dtype}
+        if format is not None:
+            config["quantization_config"] = quantization.to_config(format)
         _write_text(beside / "config.json", json.dumps(config, indent=2) + "\n")
         _put_in_place(beside, target)
     except OSError as error:
@@ -61,7 +72,9 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_weights(beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes: int) -> str:
+def _write_weights(
+    beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes: int, format: str | None
+) -> str:
     """The shards and, if there are several, an index; returns the dtype of the first tensor."""
     expected = cfg.tensor_shapes()
     shards: list[list[str]] = []
@@ -82,11 +95,13 @@ def _write_weights(beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes
                 f"{name} of shape {array.shape} is no tensor of this config, or came twice; give "
                 "every tensor of cfg.tensor_shapes() once."
             )
-        dtype = dtype or array.dtype.name
-        if waiting and size + array.nbytes > shard_bytes:
+        tensors = {name: array} if format is None else narrowed(name, array, format)
+        dtype = dtype or next(iter(tensors.values())).dtype.name
+        more = sum(part.nbytes for part in tensors.values())
+        if waiting and size + more > shard_bytes:
             flush()
-        waiting[name] = np.ascontiguousarray(array)
-        size, total = size + array.nbytes, total + array.nbytes
+        waiting |= {part: np.ascontiguousarray(array) for part, array in tensors.items()}
+        size, total = size + more, total + more
     if expected:
         raise CheckpointError(
             f"{len(expected)} tensors were not given, {next(iter(expected))} among them; give "
@@ -104,6 +119,25 @@ def _write_weights(beside: Path, cfg: ModelConfig, weights: Weights, shard_bytes
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_text(beside / INDEX, json.dumps(index, indent=2) + "\n")
     return dtype
+
+
+def narrowed(name: str, array: Array, format: str) -> dict[str, Array]:
+    """What the files of a format hold of one tensor, by name.
+
+    Raises CheckpointError for what the format cannot hold.
+    """
+    if not quantization.narrows(format, name):
+        bias = name.endswith("e_score_correction_bias")
+        return {name: array.astype(np.float32 if bias else ml_dtypes.bfloat16)}
+    try:
+        if format != "int4":
+            values, scales = float8.quantize(array, power_of_two=format == "float8_ue8m0")
+            return {name: values, f"{name}{INVERSE}": scales}
+        words, scales = int4.quantize(array)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} cannot be saved as {format}. {error}") from None
+    base, sides = name.removesuffix("weight"), np.array(array.shape, np.int64)
+    return {f"{base}{PACKED}": words, f"{base}{SCALES}": scales, f"{base}{SIDES}": sides}
 
 
 def _write_shard(path: Path, tensors: dict[str, Array]) -> None:

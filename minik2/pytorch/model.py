@@ -137,10 +137,10 @@ class Model(nn.Module):
         for name, tensor in self.weights.items():
             tensor.copy_(_to_torch(value(name, tuple(tensor.shape))))
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and safetensors that `from_pretrained` and transformers load."""
+    def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
+        """Write a checkpoint; format: the weights' own, or as `checkpoint.save` narrows them."""
         arrays = ((name, _to_numpy(tensor)) for name, tensor in self.weights.items())
-        checkpoint.save(directory, self.cfg, arrays)
+        checkpoint.save(directory, self.cfg, arrays, format=format)
 
     def forward(
         self,

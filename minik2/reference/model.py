@@ -90,9 +90,9 @@ class Model:
             array[...] = source[name]
         return model
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and safetensors that `from_pretrained` and transformers load."""
-        checkpoint.save(directory, self.cfg, self.weights)
+    def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
+        """Write a checkpoint; format: the weights' own, or as `checkpoint.save` narrows them."""
+        checkpoint.save(directory, self.cfg, self.weights, format=format)
 
     def forward(
         self, tokens: Array, watch: Watch | None = None
