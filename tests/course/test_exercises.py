@@ -152,6 +152,8 @@ def slightly_off(value):
     if isinstance(value, dict):
         last = list(value)[-1]
         return value | {last: slightly_off(value[last])}
+    if isinstance(value, tuple):
+        return (*value[:-1], slightly_off(value[-1]))
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flat[-1] = slightly_off(value.flat[-1])
