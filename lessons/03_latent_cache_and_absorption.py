@@ -36,8 +36,6 @@ from minik2.plots.model_map import model_map
 from minik2.training import lesson_model
 from minik2.training.corpus import decode, encode
 
-short = bool(os.environ.get("MINIK2_SHORT"))
-
 
 def error(a, b):
     """Largest difference of two arrays or tensors."""
@@ -54,8 +52,9 @@ def error(a, b):
 # at all.
 #
 # In answers you may use NumPy, your other answers, and what is defined
-# for it in section 2 (`config`), 3 (`softmax`) and 5 (`rms_norm`,
-# `rotate`). `minik2 check` runs these and none of the lesson's other cells.
+# for it in section 2 (`config`), 3 (`softmax`, `rotate`) and 5
+# (`rms_norm`). `minik2 check` runs these and none of the lesson's other
+# cells.
 
 # %%
 model_map(["latent", "cache", "attention", "output"],
@@ -72,10 +71,8 @@ cfg = model.cfg
 text = "def area(self, width, height):\n    return self.width * "
 tokens = encode(text)[None]
 logits, saved = model.forward(tokens)
-print(f"{tokens.shape[1]} tokens; {cfg.num_hidden_layers} layers, "
-      f"H = {cfg.num_attention_heads}, C = {cfg.kv_lora_rank}, "
-      f"N = {cfg.qk_nope_head_dim}, R = {cfg.qk_rope_head_dim}, "
-      f"V = {cfg.v_head_dim}")
+H, N, C = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.kv_lora_rank
+print(f"{tokens.shape[1]} tokens; H = {H} heads, N = {N}, C = {C}")
 
 # %% [markdown]
 # A token looks at itself and at earlier ones only. So whatever comes later
@@ -86,7 +83,7 @@ print(f"{tokens.shape[1]} tokens; {cfg.num_hidden_layers} layers, "
 # %%
 _, start = model.forward(tokens[:, :20])
 for name in ("latent", "k_rope"):
-    long, cut = (run[-2]["self_attn"][name][:, :20] for run in (saved, start))
+    long, cut = (m[-2]["self_attn"][name][:, :20] for m in (saved, start))
     print(f"{name:>7}: the two differ by {error(long, cut):.0e}")
     assert error(long, cut) < 1e-10
 
@@ -123,24 +120,17 @@ for t in range(3):
 # %%
 k2 = minik2.ModelConfig.preset("kimi-k2")
 longest = k2.max_position_embeddings
-counted = sizing.cache(k2, longest)
-heads = {"MHA": k2.num_attention_heads, "GQA, 8 groups": 8, "MQA": 1}
 numbers = {kind: {"keys": n * k2.qk_nope_head_dim,
                   "rotary keys": n * k2.qk_rope_head_dim,
                   "values": n * k2.v_head_dim}
-           for kind, n in heads.items()}
+           for kind, n in (("MHA", 64), ("GQA, 8 groups", 8), ("MQA", 1))}
 numbers["MLA"] = {"latents": k2.kv_lora_rank,
                   "rotary keys": k2.qk_rope_head_dim}
 for kind, parts in numbers.items():
     print(f"{kind:>14}: {sum(parts.values()):>6,} numbers a token a layer")
-assert sum(numbers["MHA"].values()) == counted.others["MHA"][0]
-assert sum(numbers["MLA"].values()) == counted.numbers
-
-# %%
-a_number = 2 * k2.num_hidden_layers * longest  # bytes, of all tokens
-plots.stacked_cache({
-    kind: {part: n * a_number for part, n in parts.items()}
-    for kind, parts in numbers.items()}, longest)
+mha = sum(numbers["MHA"].values())
+assert mha == sizing.cache(k2, 1).others["MHA"][0]
+plots.stacked_cache(numbers, k2, longest)
 
 # %% [markdown]
 # One head's key and value together would be less than a latent, and that
@@ -155,9 +145,8 @@ import json
 
 presets = importlib.resources.files("minik2") / "presets"
 config = json.loads((presets / "kimi-k2.json").read_text())
-for key in ("num_hidden_layers", "num_attention_heads", "kv_lora_rank",
-            "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-    print(key, config[key])
+for key in list(config)[3:14]:
+    print(f"{key:>22} {config[key]}")
 
 # %% [markdown] exercise="cache.bytes"
 # How many bytes does the latent cache of a whole machine take, that serves
@@ -243,10 +232,8 @@ assert cache.nbytes == sizing.kv_cache_bytes(
 # numbers: $N = 2$, $C = 3$, two cached tokens.
 
 # %%
-w_uk = np.array([[1, 0, 2],
-                 [0, 3, 1]])
-latents = np.array([[1, 2, 0],
-                    [2, 0, 1]])
+w_uk = np.array([[1, 0, 2], [0, 3, 1]])
+latents = np.array([[1, 2, 0], [2, 0, 1]])
 q = np.array([2, 1])
 print("keys made of the latents:\n", latents @ w_uk.T)
 print("query on the keys:      ", latents @ w_uk.T @ q)
@@ -301,14 +288,10 @@ def absorb_query(q_nope: np.ndarray, kv_b_proj: np.ndarray) -> np.ndarray:
 # changes how long the vectors are, and not what their product is.
 
 # %%
-H, N, C = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.kv_lora_rank
 attention = kept["attention"]
-q, k, v = (attention[name][0] for name in "qkv")
+q, k = attention["q"][0], attention["k"][0]
 up = kept["weights"]["kv_b_proj.weight"]
 w_uk, w_uv = np.split(up.reshape(H, -1, C), [N], axis=1)
-print("q", q.shape, " k", k.shape, " v", v.shape)
-print("W_UK", w_uk.shape, " W_UV", w_uv.shape)
-
 moved = np.concatenate(
     [np.einsum("thn,hnc->thc", q[..., :N], w_uk), q[..., N:]], -1)
 by_keys = np.einsum("thd,shd->hts", q, k)
@@ -342,14 +325,19 @@ plots.same_weights(text[:24], p[hard, :24, :24], p_moved[hard, :24, :24])
 # and there is a rotation between the query and the matrix. The moved query
 # would be another one for each distance $m - n$:
 
+# %% role="setup"
+def rotate(x, positions, theta):
+    """Rows of x (T, R) turned by their positions (T,), or all by one."""
+    size = x.shape[-1]
+    speed = theta ** (-np.arange(0, size, 2) / size)
+    turn = np.exp(1j * np.outer(positions, speed))
+    pairs = (x[:, 0::2] + 1j * x[:, 1::2]) * turn
+    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
+
 # %%
-# One query of head 0, as if it were turned, with theta = 100.
-query, speed = q[20, 0, :N], 100.0 ** (-np.arange(0, N, 2) / N)
-pairs = query[0::2] + 1j * query[1::2]  # a pair as one complex number
 for distance in range(3):
-    turned = pairs * np.exp(1j * distance * speed)
-    turned = np.stack([turned.real, turned.imag], -1).ravel()
-    print(f"{distance} tokens back:", (turned @ w_uk[0])[:6], "…")
+    turned = rotate(q[20, :1, :N], distance, 100.0)  # head 0, token 20
+    print(f"{distance} tokens back:", (turned @ w_uk[0])[0, :6], "…")
 
 # %% [markdown]
 # One query for each cached token is no better than one key for each. So
@@ -429,7 +417,7 @@ for name, y in ("by hand", by_hand), ("engine", engine), ("torch", twin):
 # A model that writes gets one token, and all else is in the cache. Of this
 # token a layer makes, by two matrices each that you know from lesson 02,
 # its queries, and the $C + R$ numbers that leave `kv_a_proj_with_mqa`. What
-# follows is yours. Two parts of earlier lessons, beside `softmax`:
+# follows is yours. `softmax` and `rotate` stand above; this is the norm:
 
 # %% role="setup"
 def rms_norm(x, weight):
@@ -437,20 +425,12 @@ def rms_norm(x, weight):
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return weight * x / np.sqrt(mean_square + 1e-6)
 
-
-def rotate(x, positions, theta):
-    """Rows of x (T, R) turned by their positions (T,), or all by one."""
-    size = x.shape[-1]
-    speed = theta ** (-np.arange(0, size, 2) / size)
-    turn = np.exp(1j * np.outer(positions, speed))
-    pairs = (x[:, 0::2] + 1j * x[:, 1::2]) * turn
-    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
-
 # %% [markdown] exercise="mla.decode_step"
 # One token comes to a cache of $S$ others. Make its row, put it into the
 # cache, and let its queries look at all rows, in the absorbed form. Nothing
 # is normed or turned yet in `q` and `new`; all is, in the rows that are
-# there. Give back what the heads bring home, and the longer cache.
+# there. The tokens stand at 0, 1, 2, …, and the scale is $(N + R)^{-1/2}$.
+# Give back what the heads bring home, and the longer cache.
 
 # %% exercise="mla.decode_step"
 def decode_step(
@@ -459,10 +439,9 @@ def decode_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attention of one new token over a latent cache.
 
-    q: (H, N + R), the rotary part last, not turned; new: (C + R), what
-    kv_a_proj_with_mqa makes of the token; rows: (S, C + R), the cache;
-    norm: (C,), the weight of kv_a_layernorm; kv_b_proj: (H (N + V), C).
-    Tokens stand at 0, 1, 2, …; S may be 0; scale (N + R)^-0.5.
+    q: (H, N + R), rotary part last; new: (C + R), the token's output of
+    kv_a_proj_with_mqa; rows: (S, C + R), the cache, S may be 0; norm:
+    (C,), kv_a_layernorm's weight; kv_b_proj: (H (N + V), C).
     Returns values (H, V) and a new array of rows (S + 1, C + R).
     """
     position, heads, size = len(rows), len(q), len(norm)
@@ -511,8 +490,7 @@ def decode_step(
 # transformers below, the model is saved and opened again.
 
 # %%
-print("Numba compiles the engine's decoding; the first time that takes "
-      "half a minute.")
+print("Numba compiles; the first time that takes half a minute.")
 with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     twin = pytorch.Model.from_pretrained(folder, dtype=torch.float64)
@@ -553,28 +531,22 @@ plots.token_by_token(text, apart, largest)
 # same. All three take the most likely byte each time.
 
 # %%
-start, length = encode("def __init__(self, "), 40
-written = {name: np.asarray(m.generate(start[None], length))[0]
-           for name, m in (("NumPy", model), ("torch", twin))}
-print(repr(decode(written["NumPy"])))
-assert (written["NumPy"] == written["torch"]).all()
+start, length = encode("def __init__(self, ")[None], 40
+written, by_torch = (np.asarray(m.generate(start, length)[0])
+                     for m in (model, twin))
+print(repr(decode(written)))
+assert (written == by_torch).all()
 if theirs is None:
     print("transformers is not installed here; make test installs it")
 else:
     with torch.inference_mode():
-        out = theirs.generate(
-            torch.from_numpy(start[None]), max_new_tokens=length,
-            do_sample=False, use_cache=True, eos_token_id=None,
-            pad_token_id=0, return_dict_in_generate=True)
-        its_logits = theirs(torch.from_numpy(tokens)).logits.numpy()
+        its_logits = theirs(torch.from_numpy(tokens)).logits
+        out = theirs.generate(torch.from_numpy(start), do_sample=False,
+                              max_new_tokens=length, eos_token_id=None)
     print(f"transformers: logits differ by "
           f"{error(its_logits, logits) / largest:.0e} of the largest")
-    assert (written["NumPy"] == out.sequences[0].numpy()).all()
     assert error(its_logits, logits) < 1e-4 * largest
-    layer = out.past_key_values.layers[1]
-    its = sum(a.shape[1] * a.shape[3] for a in (layer.keys, layer.values))
-    print(f"numbers a token a layer: {its} in its cache, "
-          f"{cache.rows.shape[-1]} in ours")
+    assert (written == out[0].numpy()).all()
 
 # %% [markdown]
 # transformers 5 keeps the latents too. (Earlier versions kept keys and
@@ -586,28 +558,24 @@ else:
 # ## 6. When it pays
 #
 # Absorbed, a head does not compare $N + R$ numbers with each cached token
-# but $C + R$, and sums $C$ numbers and not $V$. So absorption costs *more*
+# but $C + R$, and sums $C$ numbers and not $V$: in K2 2·512 + 64 = 1,088
+# multiply-adds instead of 128 + 64 + 128 = 320. So absorption costs *more*
 # operations than attention over keys and values would, if they lay there.
 # They do not: either somebody keeps them, or they are made anew from the
 # latents. This is what the three ways cost for one new token at the end of
 # K2's longest context, in attention alone and without its matrices:
 
 # %%
-print(f"multiply-adds a head and cached token: "
-      f"{k2.qk_head_dim + k2.v_head_dim} on keys and values, "
-      f"{2 * k2.kv_lora_rank + k2.qk_rope_head_dim:,} on latents")
-
-everything = sum(numbers["MHA"].values()) * a_number
+everything = 2 * k2.num_hidden_layers * longest * mha
 latent_cache = sizing.kv_cache_bytes(k2, longest)
 work = sizing.flops(k2, longest)
 ways = {  # operations; bytes moved; bytes kept until the next token
-    "keep keys, values": (
-        work.decode_expanded.attention, everything, everything),
+    "keep keys, values": (work.decode_expanded, everything, everything),
     "form them anew": (  # read the latents; write and read what is made
-        work.decode_rebuilt.attention, latent_cache + 2 * everything,
-        latent_cache),
-    "absorb": (work.decode_absorbed.attention, latent_cache, latent_cache),
+        work.decode_rebuilt, latent_cache + 2 * everything, latent_cache),
+    "absorb": (work.decode_absorbed, latent_cache, latent_cache),
 }
+ways = {way: (did.attention, *sizes) for way, (did, *sizes) in ways.items()}
 plots.three_ways(ways, longest - 1)
 
 # %% [markdown]
@@ -622,40 +590,41 @@ plots.three_ways(ways, longest - 1)
 #   \underbrace{2\,C\,(N + V)}_{\text{formed once}} +
 #   \underbrace{2\,(N + R + V)\,T}_{\text{expanded}} ,$$
 #
-# which is even at $T = C (N + V) / (2C - N - V)$. The heads have dropped
-# out. So we can measure with K2's own sizes, and a few heads for 64. The
-# engine does both forms; here they are timed in turns, and of several
-# rounds the fastest counts, since other programs can only add to it.
+# which is even at $T = C (N + V) / (2C - N - V)$; with K2's numbers,
+# $512 \cdot 256 / 768 \approx 171$. The heads have dropped out. So we can
+# measure with K2's own sizes, and 4 heads for 64. The engine does both
+# forms; here they are timed in turns, and of several rounds the fastest
+# counts, since other programs can only add to it.
 
 # %%
 few = k2.replace(num_attention_heads=4)
-cached = 512 if short else 2048
-grid = (1, 8, 64, 512) if short else (1, 4, 16, 64, 256, 1024)
-N, R, C = few.qk_nope_head_dim, few.qk_rope_head_dim, few.kv_lora_rank
+cached, grid = 2048, (1, 4, 16, 64, 256, 1024)
+if os.environ.get("MINIK2_SHORT"):
+    cached, grid = 512, (1, 8, 64, 512)
+N, R, V = few.qk_nope_head_dim, few.qk_rope_head_dim, few.v_head_dim
+C = few.kv_lora_rank
 rng = np.random.default_rng(3)
-rows = rng.normal(size=(cached + grid[-1], C + R)).astype(np.float32)
-up = rng.normal(size=(4 * (N + few.v_head_dim), C)).astype(np.float32)
-up /= np.float32(C**0.5)
+rows = rng.normal(size=(cached + grid[-1], C + R)).astype("float32")
+up = (rng.normal(size=(4 * (N + V), C)) / C**0.5).astype("float32")
 scale = reference.rope.softmax_scale(few)
 
 
 def in_latents(q, held):
-    y = np.empty((len(q), 4, few.v_head_dim), np.float32)
+    y = np.empty((len(q), 4, V), np.float32)
     reference.attention.absorbed(q, held, up, y, scale)
     return y
 
 
 def in_heads(q, held):
-    kv = (held[:, :C] @ up.T).reshape(len(held), 4, -1)
-    shared = np.broadcast_to(held[:, None, C:], (len(held), 4, R))
+    kv = (held[:, :C] @ up.T).reshape(1, len(held), 4, -1)
+    shared = held[None, :, None, C:].repeat(4, axis=2)
     k = np.concatenate([kv[..., :N], shared], -1)
-    v = np.ascontiguousarray(kv[..., N:])
-    return reference.attention.forward(q[None], k[None], v[None], scale)[0]
+    return reference.attention.forward(q[None], k, kv[..., N:], scale)[0][0]
 
 
 seconds = np.full((2, len(grid)), np.inf)
 for new in tqdm(4 * grid, file=sys.stdout, ncols=76, unit="point"):
-    q = rng.normal(size=(new, 4, N + R)).astype(np.float32)
+    q = rng.normal(size=(new, 4, N + R)).astype("float32")
     place, results = grid.index(new), []
     for side, form in enumerate((in_latents, in_heads)):
         begin = time.perf_counter()
@@ -692,26 +661,13 @@ for new in (1, 64, 1024, 4096):
 # which has twice the heads:
 
 # %%
-v3 = minik2.ModelConfig.preset("deepseek-v3")
-
-
-def line(name, number):
-    print(f"{name:<44} {number(k2):>14,.10g} {number(v3):>14,.10g}")
-
-
-line("heads", lambda c: c.num_attention_heads)
-line("numbers a token a layer, MHA",
-     lambda c: sizing.cache(c, 1).others["MHA"][0])
-line("numbers a token a layer, MLA", lambda c: sizing.cache(c, 1).numbers)
-line("bytes a token, two a number",
-     lambda c: sizing.kv_cache_bytes(c, 1))
-line("bytes of 131,072 tokens",
-     lambda c: sizing.kv_cache_bytes(c, longest))
-line("as many as this many groups of GQA", lambda c: sizing.cache(
-    c, 1).numbers / (c.qk_nope_head_dim + c.v_head_dim))
-even = k2.kv_lora_rank * (k2.qk_nope_head_dim + k2.v_head_dim) / (
-    2 * k2.kv_lora_rank - k2.qk_nope_head_dim - k2.v_head_dim)
-print(f"operations are even at {even:.0f} new tokens (both)")
+for name in ("kimi-k2", "deepseek-v3"):
+    c = minik2.ModelConfig.preset(name)
+    held = sizing.cache(c, longest)
+    print(f"""{name}: {c.num_attention_heads} heads
+    {held.numbers} numbers a token a layer, MHA {held.others["MHA"][0]:,}
+    as many as {held.numbers / held.others["MQA"][1]} groups of GQA
+    {held.bytes_per_token:,} bytes a token, {held.bytes:,} in all""")
 
 # %% [markdown]
 # <div class="alert alert-info">
@@ -750,14 +706,13 @@ print(f"operations are even at {even:.0f} new tokens (both)")
 
 # %%
 one, node = sizing.machine("h200"), sizing.machine("8xh200")
-for kind, (_, moved, _) in ways.items():
-    print(f"{kind:>17}: {moved / 1e9:5.1f} GB a token, "
-          f"{one.bandwidth / moved:4.0f} tokens a second")
+for kind, (_, used, _) in ways.items():
+    print(f"{kind:>17}: {used / 1e9:5.1f} GB a token, "
+          f"{one.bandwidth / used:4.0f} tokens a second")
 for batch in (1, 8):
     step = sizing.decode(k2, node, longest, batch, weights="float8")
-    print(f"eight H200, {batch} at once, weights in FP8: at most "
-          f"{step.tokens_per_second:,.0f} tokens a second, "
-          f"limit: {step.bound}" + ("" if step.fits else ", does not fit"))
+    print(f"8 H200, weights in FP8, {batch} at once: at most "
+          f"{step.tokens_per_second:,.0f} tokens a second ({step.bound})")
 
 # %% [markdown]
 # <div class="alert alert-success">

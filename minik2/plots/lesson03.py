@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import ScalarFormatter
 
+from minik2.config import ModelConfig
 from minik2.plots.common import (
     FAINT,
     INK,
@@ -35,11 +36,16 @@ ROUNDING = 1e-10
 
 
 @styled
-def stacked_cache(caches: Mapping[str, Mapping[str, float]], tokens: int) -> Picture:
-    """Bytes of kinds of cache, each as its parts end to end: {kind: {part of PARTS: bytes}}.
+def stacked_cache(
+    numbers: Mapping[str, Mapping[str, int]], cfg: ModelConfig, tokens: int
+) -> Picture:
+    """Kinds of cache in two bytes a number, each as its parts end to end.
 
-    The first kind is the measure for the last one, the latent cache.
+    numbers: a token a layer, {kind: {part of PARTS: count}}. The last kind is the latent cache; the
+    title holds it against the first.
     """
+    caches = {kind: {part: 2 * count * cfg.num_hidden_layers * tokens
+                     for part, count in parts.items()} for kind, parts in numbers.items()}
     names = list(caches)
     total = {name: sum(parts.values()) for name, parts in caches.items()}
     ratio = total[names[0]] / total[names[-1]]

@@ -1,8 +1,10 @@
 import numpy as np
 
+from minik2.config import ModelConfig
 from minik2.plots import lesson03 as plots
 from tests.plots.cases import TEXT, looking_back
 
+TINY = ModelConfig.preset("tiny")
 NOISE = np.full(len(TEXT), 3e-16)
 SAME = looking_back(len(TEXT), 1, 0.6)
 GRID = (1, 8, 64, 512)
@@ -10,10 +12,12 @@ RISING, FLAT = (1.0, 4.0, 30.0, 300.0), (10.0, 10.0, 20.0, 100.0)
 
 CASES = [
     (plots.stacked_cache,
-     ({"MHA": {"keys": 6e9, "rotary keys": 1e9, "values": 8e9},
-       "MLA": {"latents": 4e9, "rotary keys": 1e9}}, 1000), "3.0 times smaller than that of MHA"),
+     ({"MHA": {"keys": 600, "rotary keys": 100, "values": 800},
+       "MLA": {"latents": 400, "rotary keys": 100}}, TINY, 1000),
+     "3.0 times smaller than that of MHA"),
     (plots.stacked_cache,
-     ({"MQA": {"keys": 1e9, "values": 1e9}, "MLA": {"latents": 4e9, "rotary keys": 1e9}}, 1000),
+     ({"MQA": {"keys": 100, "values": 100},
+       "MLA": {"latents": 400, "rotary keys": 100}}, TINY, 1000),
      "not smaller than that of MQA: 2.5 times its size"),
     (plots.same_weights, (TEXT, SAME, SAME + 2e-16 * (SAME > 0.5)), "the same weights"),
     (plots.same_weights, (TEXT, SAME, looking_back(len(TEXT), 2, 0.6)), "not the same weights"),
