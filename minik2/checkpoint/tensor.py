@@ -65,33 +65,33 @@ class Tensor:
         """Bytes in the file, scales included."""
         return self.values.nbytes + (self.scales.nbytes if self.scales else 0)
 
-    @property
-    def ndim(self) -> int:
-        """How many sides the tensor has."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def read(self) -> Array:
         """All of it: plain numbers as a private view of the file, narrowed ones as float32.
 
         Raises CheckpointError for a number that is not finite, and for scales that are none.
         """
-        _must_be_finite(self.name, self.values)
+        self.check_finite()
         if self.quantization is None:
             # Mode "c": pages come from the file, and writing to the array would never reach it.
-            return mapped(self.values, "c").view(np.ndarray)
-        return self.rows(slice(0, len(self)))
+            return mapped(self.values, "c")
+        return self.rows(slice(0, self.shape[0]))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return self.read() if dtype is None else self.read().astype(dtype)
-
-    def __getitem__(self, numbers: Any) -> Array:
-        """The rows of these numbers (any shape) as floats: (..., columns)."""
-        numbers = np.asarray(numbers)
-        found = [self.rows(slice(n, n + 1)) for n in numbers.reshape(-1).tolist()]
-        return np.concatenate(found).reshape(*numbers.shape, -1)
+    def check_finite(self) -> None:
+        """Raise CheckpointError, which names the place, if a number is infinite or NaN."""
+        stored = self.values
+        if stored.dtype not in EXPONENT:
+            return
+        mask, array = EXPONENT[stored.dtype], mapped(stored, "r")
+        bits = array.reshape(-1).view(mask.dtype)
+        for start in range(0, len(bits), AT_ONCE):
+            strange = (bits[start : start + AT_ONCE] & mask) == mask
+            if strange.any():
+                place = np.unravel_index(start + int(strange.argmax()), stored.shape)
+                index = [int(i) for i in place]
+                raise CheckpointError(
+                    f"{self.name} in {stored.path} holds {float(array[place])} at {index}; weights "
+                    "must be finite, so fetch the file again or mend the run that wrote it."
+                )
 
     def rows(self, own: slice) -> Array:
         """Rows own.start to own.stop of a matrix: plain numbers, or narrowed ones as float32."""
@@ -148,20 +148,4 @@ def mapped(stored: Stored, mode: Any, own: slice | None = None) -> Array:
     if own is not None:
         row = dtype.itemsize * int(np.prod(shape[1:]))
         shape, offset = (own.stop - own.start, *shape[1:]), offset + own.start * row
-    return np.memmap(stored.path, dtype, mode, offset, shape)
-
-
-def _must_be_finite(name: str, stored: Stored) -> None:
-    if stored.dtype not in EXPONENT:
-        return
-    mask, array = EXPONENT[stored.dtype], mapped(stored, "r")
-    bits = array.reshape(-1).view(mask.dtype)
-    for start in range(0, len(bits), AT_ONCE):
-        strange = (bits[start : start + AT_ONCE] & mask) == mask
-        if strange.any():
-            place = np.unravel_index(start + int(strange.argmax()), stored.shape)
-            index = [int(i) for i in place]
-            raise CheckpointError(
-                f"{name} in {stored.path} holds {float(array[place])} at {index}; weights must be "
-                "finite, so fetch the file again or mend the run that wrote it."
-            )
+    return np.memmap(stored.path, dtype, mode, offset, shape).view(np.ndarray)

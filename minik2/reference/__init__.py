@@ -31,10 +31,11 @@ from minik2.reference import (
 )
 from minik2.reference.cache import Cache
 from minik2.reference.decode import Decoder
+from minik2.reference.mapped import MappedModel
 from minik2.reference.model import Model
 from minik2.reference.watch import Watch
 
 __all__ = [
-    "Cache", "Decoder", "Model", "Watch", "adamw", "attention", "balance", "embedding", "ffn",
-    "loss", "mla", "moe", "muon", "norm", "qk_clip", "rope", "router",
+    "Cache", "Decoder", "MappedModel", "Model", "Watch", "adamw", "attention", "balance",
+    "embedding", "ffn", "loss", "mla", "moe", "muon", "norm", "qk_clip", "rope", "router",
 ]  # fmt: skip

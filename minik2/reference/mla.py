@@ -53,7 +53,9 @@ def cached(
     Source: arXiv 2405.04434 §2.1.2 for the absorbed form.
     """
     q, latent, k_rope, _ = _project(x[None], weights, cfg, cos, sin)
-    q, up, scale = q[0], weights["kv_b_proj.weight"], rope.softmax_scale(cfg)
+    # Of a matrix in its file a copy: the absorbed form takes it apart.
+    up = np.asarray(weights["kv_b_proj.weight"])
+    q, scale = q[0], rope.softmax_scale(cfg)
     context = np.empty((*q.shape[:2], cfg.v_head_dim), x.dtype)
     for b, own, place in spans:
         rows[b, place, : cfg.kv_lora_rank] = latent[0, own]

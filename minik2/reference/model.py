@@ -43,6 +43,8 @@ class Model:
     `from_pretrained`.
     """
 
+    decodes = True  # one token more goes through decode.Decoder
+
     def __init__(self, cfg: ModelConfig, dtype: str = "float32") -> None:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"The reference computes in float32 or float64, not in {dtype}.")
@@ -62,7 +64,7 @@ class Model:
         """Memory for one checkpoint tensor, filed where its layer looks for it."""
         if not name.startswith("model.layers."):
             return np.empty(shape, self.dtype)
-        place, key = _place(self.layers, name)
+        place, key = home(self.layers, name)
         if ".experts." not in name:
             place[key] = np.empty(shape, self.dtype)
         elif "experts.down_proj" not in place:
@@ -151,7 +153,8 @@ class Model:
         tokens = token_ids.check(tokens, cfg)
         counts = cache.check(cfg, self.dtype, tokens.shape, counts)
         taken = np.arange(tokens.shape[1]) < counts[:, None]
-        if tokens.shape[1] == 1 and len(tokens) <= decode.FEW and taken.all():
+        few = tokens.shape[1] == 1 and len(tokens) <= decode.FEW and taken.all()
+        if few and self.decodes:
             if self._decoder is None:
                 self._decoder = decode.Decoder(self)
             return self._decoder.step(tokens, cache)
@@ -179,17 +182,19 @@ class Model:
         self, x: Array, weights: dict[str, Any], attend: Callable[..., tuple[Array, Any]]
     ) -> tuple[Array, dict[str, Any]]:
         """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-        cfg, saved, eps = self.cfg, {}, self.cfg.rms_norm_eps
+        saved, eps = {}, self.cfg.rms_norm_eps
         y, saved["input_layernorm"] = norm.forward(x, weights["input_layernorm.weight"], eps)
         y, saved["self_attn"] = attend(y, weights["self_attn"])
         x = x + y
         gain = weights["post_attention_layernorm.weight"]
         y, saved["post_attention_layernorm"] = norm.forward(x, gain, eps)
-        if "gate.weight" in weights["mlp"]:
-            y, saved["mlp"] = moe.forward(y, weights["mlp"], cfg)
-        else:
-            y, saved["mlp"] = ffn.forward(y, weights["mlp"])
+        y, saved["mlp"] = self._mlp(y, weights["mlp"])
         return x + y, saved
+
+    def _mlp(self, x: Array, weights: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        if "gate.weight" in weights:
+            return moe.forward(x, weights, self.cfg)
+        return ffn.forward(x, weights)
 
     def loss(self, tokens: Array, targets: Array) -> float:
         """Mean cross-entropy in nats over targets other than -100, already shifted; (B, T) each."""
@@ -285,7 +290,7 @@ class Model:
         return generate.generate(self, tokens, max_new_tokens, settings, stop, counts, on_token)
 
 
-def _place(layers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], str]:
+def home(layers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], str]:
     """The dict of a layer in which the tensor called `name` lies, and the rest of its name."""
     _, _, layer, *path = name.split(".")
     place = layers[int(layer)]
@@ -296,7 +301,7 @@ def _place(layers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], str
 
 def _view(layers: list[dict[str, Any]], name: str) -> Array:
     """The array called `name` in the checkpoint; of an expert, its part of the stack."""
-    place, key = _place(layers, name)
+    place, key = home(layers, name)
     if ".experts." not in name:
         return place[key]
     _, expert, matrix, _ = key.split(".")

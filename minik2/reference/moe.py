@@ -82,7 +82,7 @@ def add_experts(
     """
     token, position, offsets = dispatch(indices, len(gate_up_proj))
     out = np.empty((len(token), x.shape[1]), x.dtype)
-    busy = _busy(offsets)
+    busy = busy_experts(offsets)
 
     def expert(work: tuple[int, slice]) -> Array:
         e, own = work
@@ -137,7 +137,7 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
     return dx, dweights[position], grads
 
 
-def _busy(offsets: Array) -> list[tuple[int, slice]]:
+def busy_experts(offsets: Array) -> list[tuple[int, slice]]:
     """The experts that have tokens, each with its own rows.
 
     The busiest first: taken up last, it would keep the others waiting at the end.

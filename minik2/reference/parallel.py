@@ -18,6 +18,8 @@ import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minik2.reference.stored import Matrix
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 
@@ -80,8 +82,10 @@ def each_rows(work: Callable[[slice], Any], count: int, few: int = _FEW) -> None
     each(work, [slice(a, b) for a, b in itertools.pairwise(ends)])
 
 
-def product(x: Array, weight: Array) -> Array:
-    """x weightᵀ: x (..., in), weight (out, in) -> (..., out)."""
+def product(x: Array, weight: Array | Matrix) -> Array:
+    """x weightᵀ: x (..., in), weight (out, in), an array or in its file -> (..., out)."""
+    if isinstance(weight, Matrix):
+        return weight.product(x)
     rows = x.reshape(-1, x.shape[-1])
     y = np.empty((len(rows), len(weight)), np.result_type(x, weight))
     each_rows(lambda own: np.matmul(rows[own], weight.T, out=y[own]), len(rows))
