@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 __all__ = ["ModelConfig", "RopeScaling", "__version__"]
 
 _CLASSES = ("ModelConfig", "RopeScaling")
-_PARTS = ("checkpoint", "checks", "plots", "pytorch", "reference", "sizing", "training")
+_PARTS = ("checkpoint", "checks", "fullsize", "plots", "pytorch", "reference", "sizing", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command `minik2`: doctor, progress, check, grade, size; `train`, `generate` have own modules.
+"""The command `minik2`: doctor, progress, check, grade, size; other commands have own modules.
 
 Unusual here: results go to standard output and all else (bars, complaints) to standard error, so
 that `--json` can be piped; and what a command needs is imported inside it, so that `--help`
@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from minik2 import __version__, cli_generate, cli_train
+from minik2 import __version__, cli_fullsize, cli_generate, cli_train
 from minik2.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def size(
 
 app.command()(cli_train.train)
 app.command()(cli_generate.generate)
+app.command()(cli_fullsize.fullsize)
 
 
 def _notebook(path: Path) -> Path:

@@ -14,7 +14,7 @@ import minik2
 from tests import commands
 from tests.checks.worksheets import COUNT, READ, RIGHT, code, save, worksheet
 
-COMMANDS = ["doctor", "progress", "check", "grade", "size", "generate"]
+COMMANDS = ["doctor", "progress", "check", "grade", "size", "generate", "fullsize"]
 posix = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
 
 

@@ -28,22 +28,30 @@ def forward(
     """
     exact = np.promote_types(x.dtype, np.float32)
     logits = parallel.product(x.astype(exact, copy=False), weight.astype(exact, copy=False))
+    indices, weights, scores = choose(logits, bias, cfg)
+    weights = weights.astype(x.dtype, copy=False)
+    saved = {"x": x, "scores": scores, "indices": indices, "weights": weights,
+             "weight": weight, "cfg": cfg}  # fmt: skip
+    return (indices, weights), saved
+
+
+def choose(
+    logits: Array, bias: Array | None, cfg: ModelConfig
+) -> tuple[Array, Array, Array]:
+    """`forward` after its product: logits (tokens, E) -> indices, weights and scores, as there."""
     scores = _sigmoid(logits) if cfg.scoring_func == "sigmoid" else _softmax(logits)
 
-    choice = scores if bias is None else scores + bias.astype(exact, copy=False)
+    choice = scores if bias is None else scores + bias.astype(scores.dtype, copy=False)
     if cfg.n_group > 1:
         choice = _keep_best_groups(choice, cfg)
-    indices = np.empty((len(x), cfg.num_experts_per_tok), np.int64)
+    indices = np.empty((len(logits), cfg.num_experts_per_tok), np.int64)
     kernels.top_k(choice, indices)
 
     weights = np.take_along_axis(scores, indices, axis=1)
     if cfg.norm_topk_prob:
         # 1e-20 as in the released code: scores that all underflow give zeros, not NaN.
         weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
-    weights = (weights * exact.type(cfg.routed_scaling_factor)).astype(x.dtype, copy=False)
-    saved = {"x": x, "scores": scores, "indices": indices, "weights": weights,
-             "weight": weight, "cfg": cfg}  # fmt: skip
-    return (indices, weights), saved
+    return indices, weights * scores.dtype.type(cfg.routed_scaling_factor), scores
 
 
 def backward(

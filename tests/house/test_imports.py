@@ -15,9 +15,9 @@ RANKS = {
     "terminal": 0, "tokens": 0,
     "sizing": 1, "checkpoint": 1, "cost": 1, "sampling": 1, "tokenizer": 1,
     "reference": 2, "pytorch": 2,
-    "training": 3,
+    "training": 3, "fullsize": 3,
     "plots": 4, "doctor": 4,
-    "experiments": 5, "checks": 5, "cli_train": 5, "cli_generate": 5,
+    "experiments": 5, "checks": 5, "cli_train": 5, "cli_generate": 5, "cli_fullsize": 5,
     "cli": 6, "__main__": 7,
 }
 ENGINE = {part for part, rank in RANKS.items() if rank <= 2}
