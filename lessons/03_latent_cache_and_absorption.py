@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 03 · The latent cache and absorption
 #
-# *About 60 minutes. Runs in half a minute on any laptop.*
+# *About 60 minutes. Runs in half a minute on any laptop, the first time in
+# one.*
 #
 # **After this lesson you can**
 #
@@ -52,7 +53,7 @@ def error(a, b):
 # at all.
 #
 # In answers you may use NumPy, your other answers, and what is defined
-# for it in section 2 (`config`), 3 (`softmax`, `rotate`) and 5
+# for it in sections 2 (`config`), 3 (`softmax`, `rotate`) and 5
 # (`rms_norm`). `minik2 check` runs these and none of the lesson's other
 # cells.
 
@@ -323,7 +324,7 @@ plots.same_weights(text[:24], p[hard, :24, :24], p_moved[hard, :24, :24])
 #   = (W^{UK\top} \Omega_{n-m}^\top\, q) \cdot c_n ,$$
 #
 # and there is a rotation between the query and the matrix. The moved query
-# would be another one for each distance $m - n$:
+# would be another one for each distance $m - n$ (here with $\theta$ = 100):
 
 # %% role="setup"
 def rotate(x, positions, theta):
@@ -415,9 +416,9 @@ for name, y in ("by hand", by_hand), ("engine", engine), ("torch", twin):
 # ## 5. One token at a time
 #
 # A model that writes gets one token, and all else is in the cache. Of this
-# token a layer makes, by two matrices each that you know from lesson 02,
-# its queries, and the $C + R$ numbers that leave `kv_a_proj_with_mqa`. What
-# follows is yours. `softmax` and `rotate` stand above; this is the norm:
+# token a layer makes its queries, and the $C + R$ numbers that leave
+# `kv_a_proj_with_mqa`, as in lesson 02. What follows is yours. `softmax`
+# and `rotate` stand above; this is the norm:
 
 # %% role="setup"
 def rms_norm(x, weight):
@@ -720,8 +721,8 @@ for batch in (1, 8):
 # **Takeaway.** A layer remembers one latent and one rotary key of a token,
 # whatever the number of heads. A matrix that stands between query and key
 # may stand on either side: with the keys where there are many queries, with
-# the query where there is one. Not a digit of the result depends on it, and
-# nearly all of the cost does.
+# the query where there is one. Of the result no more than the rounding
+# depends on it, and of the cost nearly everything.
 #
 # </div>
 #

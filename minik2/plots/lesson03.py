@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from minik2.config import ModelConfig
 from minik2.plots.common import (
@@ -134,8 +134,8 @@ def three_ways(costs: Mapping[str, tuple[float, float, float]], tokens: int) -> 
     """
     names = list(costs)
     operations, moved = ([costs[way][n] for way in names] for n in (0, 1))
-    title = ("To absorb moves the fewest bytes" if moved[-1] == min(moved) else
-             "To absorb does not move the fewest bytes")  # fmt: skip
+    title = ("Absorbing moves the fewest bytes" if moved[-1] == min(moved) else
+             "Absorbing does not move the fewest bytes")  # fmt: skip
     ratio = operations[-1] / min(operations)
     title += (", with the fewest operations" if ratio == 1 else
               f", with {ratio:.1f} times the fewest operations")  # fmt: skip
@@ -201,7 +201,7 @@ def crossover(
         panel.set(xscale="log", yscale="log", xlabel=f"new tokens, after {cached:,}")
         panel.set_xticks(new)
         panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.minorticks_off()
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(color=FAINT)
     axes[0, 0].legend(loc="upper left")
     return figure

@@ -27,7 +27,7 @@ CASES = [
      "something else than all at once: off by 0.4"),
     (plots.three_ways, ({"keep": (1e12, 9e11, 9e11), "form": (5e13, 2e12, 1e10),
                          "absorb": (4e12, 1e10, 1e10)}, 1000),
-     "moves the fewest bytes, with 4.0 times the fewest operations"),
+     "Absorbing moves the fewest bytes, with 4.0 times the fewest operations"),
     (plots.three_ways, ({"keep": (1e12, 1e9, 9e11), "absorb": (1e11, 1e10, 1e10)}, 1000),
      "does not move the fewest bytes, with the fewest operations"),
     (plots.crossover, (GRID, {"operations": (RISING, FLAT), "seconds": (RISING, FLAT)}, 100),
