@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from minik2 import __version__, cli_fullsize, cli_generate, cli_train
+from minik2 import __version__, cli_fullsize, cli_generate, cli_inspect, cli_train
 from minik2.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def size(
 app.command()(cli_train.train)
 app.command()(cli_generate.generate)
 app.command()(cli_fullsize.fullsize)
+app.command()(cli_inspect.inspect)
 
 
 def _notebook(path: Path) -> Path:

@@ -18,17 +18,18 @@ import typer
 from minik2.terminal import INTERRUPTED, plain
 
 if TYPE_CHECKING:
+    from minik2.config import ModelConfig
     from minik2.tokenizer import Stream
-
 
 
 def generate(
     model: Annotated[Path, typer.Option(
         help="A checkpoint in the Hugging Face layout, or a run of `minik2 train`.")],
     prompt: Annotated[str, typer.Option(help="The text to go on with.")],
-    engine: Annotated[str, typer.Option(
+    engine: Annotated[str | None, typer.Option(
         help="What computes: reference (NumPy, by hand) or pytorch (on a GPU in bfloat16, "
-             "where it finds one).")] = "pytorch",
+             "where it finds one). If not given, pytorch, or the reference if the weights do not "
+             "fit in memory.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add, at most.")] = 256,
     temperature: Annotated[float, typer.Option(
         help="0 takes the likeliest token; above it, a draw, the bolder the higher.")] = 0.0,
@@ -47,8 +48,9 @@ def generate(
     """Go on with a text, greedily or by drawing, and show it as it comes.
 
     The tokenizer is the checkpoint's tokenizer.json or tiktoken.model; without one, a token is a
-    byte, as in our own runs. The text ends with the model's end token (eos_token_id), before a
-    --stop, or when all tokens are made. Exit status 130 after Ctrl-C.
+    byte, as in our own runs. Weights that do not fit in memory stay in their files, and the
+    reference reads at each step what it needs of them. The text ends with the model's end token
+    (eos_token_id), before a --stop, or when all tokens are made. Exit status 130 after Ctrl-C.
     """
     from minik2 import sampling, tokenizer
     from minik2.config import ModelConfig
@@ -65,7 +67,7 @@ def generate(
     end = cfg.eos_token_id
     ends = end if isinstance(end, tuple) else () if end is None else (end,)
     asked = sampling.request([ids], cfg, room, settings, ends, None)
-    built = _load(engine, directory)
+    built = _load(engine, directory, cfg)
 
     said = Said(reader.stream(ids), ends, list(stop or []), live=not as_json)
     try:
@@ -225,13 +227,17 @@ def _room(prompt: int, wanted: int, context: int | None, positions: int) -> int:
     return min(wanted, limit - prompt)
 
 
-def _load(engine: str, directory: Path) -> Any:
-    if engine == "reference":
+def _load(engine: str | None, directory: Path, cfg: ModelConfig) -> Any:
+    if engine not in (None, "reference", "pytorch"):
+        raise ValueError(f"--engine is reference or pytorch, not {engine!r}.")
+    if engine == "reference" or (engine is None and not _fits(cfg)):
         from minik2 import reference
 
-        return reference.Model.from_pretrained(directory)
-    if engine != "pytorch":
-        raise ValueError(f"--engine is reference or pytorch, not {engine!r}.")
+        if _fits(cfg):
+            return reference.Model.from_pretrained(directory)
+        print(f"The weights take {_gigabytes(cfg)} in float32, more than the memory that is free: "
+              "they stay in their files, and each token waits for the disk.", file=sys.stderr)
+        return reference.MappedModel.from_pretrained(directory)
     try:
         import torch
     except ImportError:
@@ -243,3 +249,18 @@ def _load(engine: str, directory: Path) -> Any:
     if torch.cuda.is_available():
         return pytorch.Model.from_pretrained(directory, "cuda", torch.bfloat16)
     return pytorch.Model.from_pretrained(directory)
+
+
+def _fits(cfg: ModelConfig) -> bool:
+    """Whether float32 weights fit in the memory that is free."""
+    import psutil
+
+    from minik2 import sizing
+
+    return 4 * sizing.parameters(cfg).total < psutil.virtual_memory().available
+
+
+def _gigabytes(cfg: ModelConfig) -> str:
+    from minik2 import sizing
+
+    return sizing.units.amount(4 * sizing.parameters(cfg).total, "B")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_the_text_goes_to_output_and_the_rest_to_errors(call, folder, engine):
     assert len(set(out)) > 5
     assert re.fullmatch(r"The tokenizer is bytes\.\nprompt 5 tokens at [\d,.]+ tokens/s, "
                         r"20 new at [\d,.]+ tokens/s; all tokens made\.\n", err)  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", [None, "reference"])
+def test_weights_that_do_not_fit_in_memory_stay_in_their_files(call, folder, monkeypatch, engine):
+    """The same text, whichever way; a machine of 100 kB is asked for a model of 200 kB."""
+    chosen = ("--engine", engine) if engine else ()
+    given = "--model", folder, "--prompt", "def f", "--max-new-tokens", 20, *chosen
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=100_000))
+    monkeypatch.setitem(sys.modules, "psutil", memory)
+    monkeypatch.setattr(reference.Model, "from_pretrained", None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # not even looked for
+    status, out, err = call(*given)
+    monkeypatch.undo()
+    assert (status, out) == (0, bytes(wanted(folder, "def f", 20)).decode() + "\n")
+    assert re.search(r"The weights take \d+ kB in float32, more .* stay in their files", err)
 
 
 @engines

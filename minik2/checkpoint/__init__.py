@@ -7,7 +7,6 @@ config before anything is allocated; writing replaces a whole directory or leave
 
 from minik2.checkpoint.errors import CheckpointError
 from minik2.checkpoint.read import Checkpoint, open_checkpoint
-from minik2.checkpoint.tensor import Tensor
 from minik2.checkpoint.write import save
 
-__all__ = ["Checkpoint", "CheckpointError", "Tensor", "open_checkpoint", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "save"]

@@ -42,7 +42,10 @@ EXPONENT: dict[str, Any] = {
     "BF16": np.uint16(0x7F80),
     "F8_E4M3": np.uint8(0x7F),
 }
+# Numbers looked at together.
 AT_ONCE = 2**22
+# Bytes of a matrix that a product should map at a time.
+PIECE = 2**25
 
 
 @dataclass(frozen=True)

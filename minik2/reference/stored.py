@@ -12,13 +12,11 @@ import ml_dtypes
 import numba
 import numpy as np
 
-from minik2.checkpoint import Tensor
+from minik2.checkpoint.tensor import PIECE, Tensor
 from minik2.reference import kernels_stored
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Bytes of a matrix that are mapped at a time.
-AT_ONCE = 2**25
 # As what the kernel takes the numbers of a file.
 VIEWS: dict[Any, Any] = {
     np.dtype(ml_dtypes.float8_e4m3fn): np.int8,
@@ -40,7 +38,7 @@ class Matrix:
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return self.tensor.read().astype(dtype or self.dtype)
+        return self.tensor.read().astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, numbers: Array) -> Array:
         """The rows with these numbers, (...,) -> (..., in)."""
@@ -56,7 +54,7 @@ class Matrix:
         y = np.empty((len(rows), len(self)), self.dtype)
         said = self.tensor.quantization
         tall, wide = said.block if said else (1, 1)
-        step = max(1, AT_ONCE * len(self) // self.tensor.values.nbytes)
+        step = max(1, PIECE * len(self) // self.tensor.values.nbytes)
         for start in range(0, len(self), step):
             values, scales = self.tensor.part(slice(start, min(start + step, len(self))))
             values = values.view(VIEWS[values.dtype]) if values.dtype in VIEWS else values

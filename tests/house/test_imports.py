@@ -18,6 +18,7 @@ RANKS = {
     "training": 3, "fullsize": 3,
     "plots": 4, "doctor": 4,
     "experiments": 5, "checks": 5, "cli_train": 5, "cli_generate": 5, "cli_fullsize": 5,
+    "cli_inspect": 5,
     "cli": 6, "__main__": 7,
 }
 ENGINE = {part for part, rank in RANKS.items() if rank <= 2}

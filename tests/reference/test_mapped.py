@@ -116,7 +116,7 @@ def test_a_matrix_larger_than_what_is_mapped_at_once(tmp_path, monkeypatch, form
     tokens = np.arange(7)[None]
     held, mapped = both(tmp_path)
     whole = mapped(tokens)
-    monkeypatch.setattr(stored, "AT_ONCE", 6000)
+    monkeypatch.setattr(stored, "PIECE", 6000)
     assert relative_error(held(tokens), whole) < 1e-12
     assert np.array_equal(mapped(tokens), whole)
 
