@@ -6,6 +6,7 @@ import inspect
 import random
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,8 @@ EVERY = pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
 WRONG = [(e, w) for e in ALL for w in e.wrong]
 SOURCES = {path.stem[:2]: path for path in build.sources()}
 FRESH = 20
+# What the set-up cells import, for stubs that are read without them.
+NAMES = {"np": np, "njit": numba.njit}
 
 
 def seeds() -> list[int]:
@@ -53,7 +56,7 @@ def test_every_lesson_with_exercises_has_a_source_of_its_title():
 @EVERY
 def test_the_untouched_stub_is_not_attempted(exercise):
     lesson = source(exercise)
-    names: dict = {"np": np}
+    names: dict = dict(NAMES)
     exec(views.stub(exercise.id, lesson.solved[exercise.id]), names)
     result = check(exercise.id, names[exercise.function])
     assert result.state == "not attempted"
@@ -62,7 +65,7 @@ def test_the_untouched_stub_is_not_attempted(exercise):
 
 @EVERY
 def test_stub_signature_and_reference_name_the_same_arguments(exercise):
-    names: dict = {"np": np}
+    names: dict = dict(NAMES)
     exec(source(exercise).solved[exercise.id], names)
     solved = inspect.signature(names[exercise.function]).parameters
     own = [name for name, p in inspect.signature(exercise.reference).parameters.items()
