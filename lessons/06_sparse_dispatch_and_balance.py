@@ -28,8 +28,9 @@ import os
 import sys
 import time
 
+import numba
 import torch
-from numba import prange
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import minik2
@@ -381,18 +382,18 @@ def combine(
 # Here is the layer of the trained model, seven times: the definition;
 # the loop over experts; sorted; sorted and in Numba; the reference
 # engine; the PyTorch engine; and transformers, which was written by other
-# people. The Numba loops are those of the exercise, with two more words
-# for speed. `prange` shares the experts among the cores; `fastmath` lets
-# the compiler add in another order, four or eight numbers at a time.
+# people. The Numba loops are those of the exercise, with one more word
+# for speed: `fastmath` lets the compiler add in another order, four or
+# eight numbers at a time.
 
 # %%
-@njit(parallel=True, fastmath=True)
+@njit(fastmath=True)
 def grouped_numba(rows, offsets, gate_up_proj, down_proj):
-    """`grouped_slow`, compiled, the experts shared among the cores."""
+    """`grouped_slow`, compiled; sums have the dtype of the rows."""
     experts, size, width = down_proj.shape
-    out, zero = np.empty_like(rows), rows.dtype.type(0)
-    for e in prange(experts):
-        hidden = np.empty(width, rows.dtype)
+    out, hidden = np.empty_like(rows), np.empty(width, rows.dtype)
+    zero = rows.dtype.type(0)
+    for e in range(experts):
         for p in range(offsets[e], offsets[e + 1]):
             for i in range(width):
                 gate = up = zero
@@ -459,7 +460,8 @@ for name, y in results.items():
 # Two layers, in float32. The first is the trained one: few experts, each
 # with hundreds of rows. The second has K2's numbers of experts, 8 of 384,
 # narrow ones, each with about ten rows. Every way runs several times, in
-# turn, and the median counts.
+# turn, and the median counts. All have one thread, so that only the way
+# differs.
 
 # %%
 k2 = minik2.ModelConfig.preset("kimi-k2")
@@ -473,19 +475,22 @@ layers = {f"{E} experts of width {cfg.moe_intermediate_size}": real,
 repeats, taken = (2 if short else 11), {}
 bar = tqdm(total=len(layers) * (repeats + 1) * len(ways), ncols=76,
            file=sys.stdout, unit="run")
-for layer, arrays in layers.items():
-    arrays = [a if a.dtype.kind == "i" else a.astype(np.float32)
-              for a in arrays]
-    taken[layer] = {name: [] for name in ways}
-    for _ in range(repeats + 1):  # the first round compiles
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way(*arrays)
-            taken[layer][name].append(1e3 * (time.perf_counter() - start))
-            bar.update()
+numba.set_num_threads(1)
+with threadpool_limits(1):
+    for layer, arrays in layers.items():
+        arrays = [a if a.dtype.kind == "i" else a.astype(np.float32)
+                  for a in arrays]
+        taken[layer] = {name: [] for name in ways}
+        for n in range(repeats + 1):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way(*arrays)
+                ms = 1e3 * (time.perf_counter() - start)
+                if n > 0:  # the first round compiles
+                    taken[layer][name].append(ms)
+                bar.update()
 bar.close()
-taken = {layer: {name: ms[1:] for name, ms in found.items()}
-         for layer, found in taken.items()}
+numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
 plots.timings(taken, against="loop over experts")
 
 # %% [markdown]
@@ -498,8 +503,8 @@ plots.timings(taken, against="loop over experts")
 #
 # So the engine takes from both: the library for the two products, which
 # in real models are large, and Numba for what is between and after them
-# (`swiglu` and `combine` in `reference/kernels.py`). Its threads take
-# whole experts, the busiest first. On a GPU the
+# (`swiglu` and `combine` in `reference/kernels.py`). Where it has several
+# threads, each takes whole experts, the busiest first. On a GPU the
 # same idea is one kernel (`torch.nn.functional.grouped_mm`) that gets the
 # sorted rows and the offsets.
 

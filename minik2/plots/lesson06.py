@@ -111,7 +111,7 @@ def timings(taken: Mapping[str, Mapping[str, Sequence[float]]], against: str) ->
     title = (f"Against the {against}: "
              + " and ".join(f"{gain:.0f} times" if gain >= 10 else f"{gain:.1f} times"
                             for gain in gains) + " faster at best" if min(gains) > 1 else
-             f"The {against} is not beaten in each of these layers")
+             f"The {against} is not beaten everywhere")
     figure, panels = picture(title, 9.4, 3.1, columns=len(taken))
     for axes, (layer, ways) in zip(panels, taken.items(), strict=True):
         for n, (way, ms) in enumerate(ways.items()):

@@ -34,7 +34,7 @@ CASES = [
     (plots.timings, ({"wide": times(definition=2, sorted=40), "narrow": times(definition=9,
                                                                               sorted=6)},
                      "definition"),
-     "The definition is not beaten in each"),
+     "The definition is not beaten everywhere"),
     (plots.loads_over_steps, (arms(FEW, MIXED, EVEN), 40, 2),
      "Collapsed and cured: the busiest expert ends at 4.0 times its share without the bias, 1.0"),
     (plots.loads_over_steps, (arms(FEW, FEW, EVEN), 40, 2), "Not cured: the busiest"),
