@@ -100,10 +100,9 @@ def swiglu(rows, gate_up, down):
 def by_tokens(x, indices, weights, gate_up_proj, down_proj):
     """The definition. x (T, D) -> (T, D)."""
     y = np.zeros_like(x)
-    for t in range(len(x)):
-        for k, e in enumerate(indices[t]):
-            out = swiglu(x[t], gate_up_proj[e], down_proj[e])
-            y[t] += weights[t, k] * out
+    for (t, k), e in np.ndenumerate(indices):
+        out = swiglu(x[t], gate_up_proj[e], down_proj[e])
+        y[t] += weights[t, k] * out
     return y
 
 # %% [markdown]
@@ -113,30 +112,27 @@ def by_tokens(x, indices, weights, gate_up_proj, down_proj):
 # %%
 indices = np.array([[2, 0], [0, 3], [2, 3], [0, 2]])
 weights = np.array([[0.7, 0.3], [0.5, 0.5], [0.6, 0.4], [0.9, 0.1]])
-x = rng.normal(size=(4, 2))
-gate_up_proj = rng.normal(size=(4, 2, 2))
-down_proj = rng.normal(size=(4, 2, 1))
-small = x, indices, weights, gate_up_proj, down_proj
-print(by_tokens(*small))
+x, gate_up_proj, down_proj = (
+    rng.normal(size=shape) for shape in ((4, 2), (4, 2, 2), (4, 2, 1)))
+print(by_tokens(x, indices, weights, gate_up_proj, down_proj))
 
 # %% [markdown]
 # For a real layer we open the small model that was trained once on this
 # machine, and let it read text that it has never seen. What goes into
 # the experts of its layer 1, and the layer's weights, are in what the
-# forward pass saves.
+# forward pass saves. (The first time, Numba compiles the engine's loops,
+# which takes a while.)
 
 # %%
 model = lesson_model()
 cfg, corpus = model.cfg, Corpus.standard_library()
 text, _ = corpus.spread("validation", 8, 128)
-print("Numba compiles its loops; the first time that takes a while.")
 _, saved = model.forward(text)
 routed, stacks = saved[1]["mlp"]["router"], saved[1]["mlp"]["experts"]
 real = (routed["x"], routed["indices"], routed["weights"],
         stacks["gate_up_proj"], stacks["down_proj"])
-for name, array in zip(("x", "indices", "weights", "gate_up_proj",
-                        "down_proj"), real, strict=True):
-    print(f"{name:<13} {array.shape}")
+print("x, indices, weights:", *(array.shape for array in real[:3]))
+print("gate_up_proj, down_proj:", *(array.shape for array in real[3:]))
 slow = by_tokens(*real)
 
 # %% [markdown]
@@ -160,9 +156,6 @@ def by_experts(x, indices, weights, gate_up_proj, down_proj):
     return y
 
 
-print("tokens - experts:", error(by_experts(*real), slow))
-assert error(by_experts(*real), slow) < 1e-12
-
 # %% [markdown]
 # (`y[t] += ...` may be written like that only because an expert has each
 # token at most once. If an index comes twice, NumPy adds once.)
@@ -180,11 +173,8 @@ assert error(by_experts(*real), slow) < 1e-12
 # %%
 flat = indices.reshape(-1)
 order, offsets = np.argsort(flat, kind="stable"), np.array([0, 3, 3, 6, 8])
-print("pairs  ", np.arange(8))
-print("experts", flat)
-print("order  ", order)
-print("sorted ", flat[order])
-print("offsets", offsets)
+print("experts", flat, "-> sorted", flat[order])
+print("order  ", order, "   offsets", offsets)
 plots.sorting(indices, order, offsets)
 
 # %% [markdown]
@@ -201,9 +191,7 @@ plots.sorting(indices, order, offsets)
 # were typed in.)
 
 # %% exercise="moe.sort_by_expert"
-def sort_by_expert(
-    indices: np.ndarray, experts: int
-) -> tuple[np.ndarray, np.ndarray]:
+def sort_by_expert(indices: np.ndarray, experts: int) -> tuple:
     """Sort the pairs of a token and a choice by expert, stably.
 
     indices: (T, K) of int, the experts of each token; experts: E.
@@ -241,10 +229,7 @@ def sort_by_expert(
 
 # %%
 E, K = cfg.n_routed_experts, cfg.num_experts_per_tok
-token, position, offsets = reference.moe.dispatch(real[1], E)
-order = np.argsort(position.reshape(-1))
-assert (order == np.argsort(real[1].reshape(-1), kind="stable")).all()
-assert (token == order // K).all()
+*_, offsets = reference.moe.dispatch(real[1], E)
 print("rows of each expert:", np.diff(offsets))
 
 first = real[1][:64]
@@ -283,9 +268,8 @@ def grouped_slow(rows, offsets, gate_up_proj, down_proj):
 # %% exercise="moe.grouped_swiglu"
 @njit
 def grouped_swiglu(
-    rows: np.ndarray, offsets: np.ndarray, gate_up_proj: np.ndarray,
-    down_proj: np.ndarray,
-) -> np.ndarray:
+    rows: np.ndarray, offsets: np.ndarray,
+    gate_up_proj: np.ndarray, down_proj: np.ndarray) -> np.ndarray:
     """Each row through its own expert: down(silu(gate row) * up row).
 
     rows: (P, D), sorted by expert; offsets: (E + 1,) of int;
@@ -342,9 +326,8 @@ def grouped_swiglu(
 # its K rows.
 
 # %% exercise="moe.combine"
-def combine(
-    out: np.ndarray, order: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def combine(out: np.ndarray, order: np.ndarray,
+            weights: np.ndarray) -> np.ndarray:
     """y[t] = sum over k of weights[t, k] times the answer for that pair.
 
     out: (T K, D), row p the answer for pair order[p]; order: (T K,) of
@@ -411,10 +394,10 @@ def grouped_numba(rows, offsets, gate_up_proj, down_proj):
 
 def sorted_by(grouped):
     """The layer in three steps, with this function as the second."""
-    def layer(x, indices, weights, gate_up_proj, down_proj):
+    def layer(x, indices, weights, *stacks):
         token, position, offsets = reference.moe.dispatch(
-            indices, len(gate_up_proj))
-        out = grouped(x[token], offsets, gate_up_proj, down_proj)
+            indices, len(stacks[0]))
+        out = grouped(x[token], offsets, *stacks)
         return np.einsum("tk,tkd->td", weights, out[position])
     return layer
 
@@ -434,19 +417,16 @@ results["PyTorch engine"] = pytorch.grouped.experts(*tensors).numpy()
 
 # %%
 try:
-    from transformers import DeepseekV3Config
-    from transformers.models.deepseek_v3 import modeling_deepseek_v3
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 except ImportError:
     print("transformers is not installed here; pip install transformers")
 else:
-    theirs = modeling_deepseek_v3.DeepseekV3Experts(DeepseekV3Config(
+    theirs = v3.DeepseekV3Experts(v3.DeepseekV3Config(
         hidden_size=cfg.hidden_size, n_routed_experts=E,
         moe_intermediate_size=cfg.moe_intermediate_size,
         experts_implementation="eager"))
-    x, indices, weights, theirs.gate_up_proj.data, theirs.down_proj.data = (
-        tensors)
-    with torch.inference_mode():
-        results["transformers"] = theirs(x, indices, weights).numpy()
+    theirs.gate_up_proj.data, theirs.down_proj.data = tensors[3:]
+    results["transformers"] = theirs(*tensors[:3]).detach().numpy()
 
 for name, y in results.items():
     print(f"{name:<18} {error(y, slow):.1e}")
@@ -466,31 +446,23 @@ for name, y in results.items():
 # %%
 k2 = minik2.ModelConfig.preset("kimi-k2")
 E2, K2 = k2.n_routed_experts, k2.num_experts_per_tok
-many = (rng.normal(size=(512, 64)),
-        rng.random((512, E2)).argsort(1)[:, :K2],  # all equally likely
-        rng.uniform(size=(512, K2)), rng.normal(size=(E2, 2 * 16, 64)) / 8,
+many = (real[0][:512, :64], rng.random((512, E2)).argsort(1)[:, :K2],
+        rng.uniform(size=(512, K2)), rng.normal(size=(E2, 32, 64)) / 8,
         rng.normal(size=(E2, 64, 16)) / 4)
 layers = {f"{E} experts of width {cfg.moe_intermediate_size}": real,
           f"{E2} experts of width 16": many}
-repeats, taken = (2 if short else 11), {}
-bar = tqdm(total=len(layers) * (repeats + 1) * len(ways), ncols=76,
-           file=sys.stdout, unit="run")
+layers = {name: [a if a.dtype.kind == "i" else a.astype(np.float32)
+                 for a in arrays] for name, arrays in layers.items()}
+taken = {layer: {name: [] for name in ways} for layer in layers}
+for way in ways.values():
+    way(*layers[f"{E2} experts of width 16"])  # compiles
+turns = (2 if short else 11) * [(a, b) for a in layers for b in ways]
 numba.set_num_threads(1)
 with threadpool_limits(1):
-    for layer, arrays in layers.items():
-        arrays = [a if a.dtype.kind == "i" else a.astype(np.float32)
-                  for a in arrays]
-        taken[layer] = {name: [] for name in ways}
-        for n in range(repeats + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way(*arrays)
-                ms = 1e3 * (time.perf_counter() - start)
-                if n > 0:  # the first round compiles
-                    taken[layer][name].append(ms)
-                bar.update()
-bar.close()
-numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    for layer, name in tqdm(turns, file=sys.stdout, ncols=76, unit="run"):
+        start = time.perf_counter()
+        ways[name](*layers[layer])
+        taken[layer][name].append(1e3 * (time.perf_counter() - start))
 plots.timings(taken, against="loop over experts")
 
 # %% [markdown]
@@ -503,7 +475,7 @@ plots.timings(taken, against="loop over experts")
 #
 # So the engine takes from both: the library for the two products, which
 # in real models are large, and Numba for what is between and after them
-# (`swiglu` and `combine` in `reference/kernels.py`). Where it has several
+# (`swiglu` and `combine` in `reference.kernels`). Where it has several
 # threads, each takes whole experts, the busiest first. On a GPU the
 # same idea is one kernel (`torch.nn.functional.grouped_mm`) that gets the
 # sorted rows and the offsets.
@@ -581,9 +553,8 @@ for layer in range(cfg.first_k_dense_replace, cfg.num_hidden_layers):
 # as it is.
 
 # %% exercise="router.update_bias"
-def update_bias(
-    bias: np.ndarray, loads: np.ndarray, speed: float
-) -> np.ndarray:
+def update_bias(bias: np.ndarray, loads: np.ndarray,
+                speed: float) -> np.ndarray:
     """One step of the correction bias against the load.
 
     bias: (E,); loads: (E,) of int, pairs of the last step; speed: how
@@ -615,21 +586,21 @@ def update_bias(
 # with experts, fresh from its random start. It is trained three times on
 # the same text: without the bias; without it to half of the way, and with
 # it from there; and with it always. V3's speed is 0.001, for a training
-# of months. Ours takes seconds, so it is 0.02.
+# of months. Ours takes seconds, so it is 0.02. (One thread: products this
+# small gain little from a second core.)
 
 # %%
-steps, batch = (80, 4) if short else (200, 8)
+steps, batch = (100, 4) if short else (200, 8)
 speed = 0.02
 two = minik2.ModelConfig.preset("small").replace(num_hidden_layers=2)
-# Products this small gain little from a second core (see lesson 00).
 torch.set_num_threads(1)
 
 
-def go_on(run, steps, speed):
-    """Train a run for so many steps; loads, losses, biases of each."""
+def go_on(run, steps, speed, seen=()):
+    """Train on, and add each step's loads, loss, biases to those seen."""
     model, optimizer, rng = run
     bias = model.model.layers[1].mlp.gate.e_score_correction_bias
-    watch, seen = pytorch.Watch(two), []
+    watch, seen = pytorch.Watch(two), list(seen)
     for _ in range(steps):
         tokens, targets = corpus.sample("train", batch, 64, rng)
         watch.reset()  # it counts who is chosen in the forward pass
@@ -639,39 +610,29 @@ def go_on(run, steps, speed):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         pytorch.router.update_bias(bias, watch.loads[1], speed)
-        seen.append((watch.loads[1].numpy().copy(), loss.item(),
-                     bias.numpy().copy()))
+        seen.append((watch.loads[1].tolist(), loss.item(), bias.tolist()))
         bar.update()
-    return [np.array(column) for column in zip(*seen, strict=True)]
+    return seen
 
 
-def fresh():
-    model = pytorch.Model.init(two, seed=0)
-    return model, torch.optim.AdamW(
-        model.parameters(), lr=3e-3, betas=(0.9, 0.95),
-        weight_decay=0.1), np.random.default_rng(0)
-
-
-half = steps // 2
+model = pytorch.Model.init(two, seed=0)
+first = (model, torch.optim.AdamW(model.parameters(), lr=3e-3,
+         betas=(0.9, 0.95)), np.random.default_rng(0))
+third, half = copy.deepcopy(first), steps // 2
 bar = tqdm(total=2 * steps + half, ncols=76, file=sys.stdout, unit="step")
-without = fresh()
-begin = go_on(without, half, 0.0)
-later = copy.deepcopy(without)  # the same model, to go another way
-off = go_on(without, half, 0.0)
-on = go_on(later, half, speed)
-always = go_on(fresh(), steps, speed)
+begin = go_on(first, half, 0.0)
+second = copy.deepcopy(first)  # the same model, to go another way
+runs = {"without": go_on(first, half, 0.0, begin),
+        "switched on": go_on(second, half, speed, begin),
+        "always": go_on(third, steps, speed)}
 bar.close()
 
 # %%
-runs = {name: [np.concatenate(x) for x in zip(begin, second, strict=True)]
-        for name, second in (("without", off), ("switched on", on))}
-runs["always"] = always
-loads = {name: run[0] for name, run in runs.items()}
-end = {name: violation(load[-steps // 8:].sum(0))
-       for name, load in loads.items()}
-for name, number in end.items():
-    print(f"{name:<12} violation at the end {number:.2f}")
-assert end["without"] > 2 * max(end["switched on"], end["always"])
+loads, losses, biases = ({name: np.array([step[n] for step in seen])
+                          for name, seen in runs.items()} for n in range(3))
+end = [violation(load[-steps // 8:].sum(0)) for load in loads.values()]
+print("violation at the end:", np.array(end))
+assert end[0] > 2 * max(end[1:])
 plots.loads_over_steps(loads, half, K)
 
 # %% [markdown]
@@ -681,15 +642,13 @@ plots.loads_over_steps(loads, half, K)
 # collapsed model:
 
 # %%
-tokens, targets = corpus.sample("train", 8, 64, np.random.default_rng(1))
-collapsed = without[0]
-collapsed.zero_grad()
+tokens, targets = corpus.sample("train", 8, 64, rng)
 watch = pytorch.Watch(two)
-collapsed.loss(tokens, torch.from_numpy(targets), watch=watch).backward()
-mlp = collapsed.model.layers[1].mlp
-idle = (watch.loads[1] == 0).numpy()
+model.zero_grad()
+model.loss(tokens, torch.from_numpy(targets), watch=watch).backward()
+mlp, idle = model.model.layers[1].mlp, watch.loads[1] == 0
 still = ((mlp.gate.weight.grad == 0).all(1)
-         & (mlp.experts.gate_up_proj.grad == 0).all(-1).all(-1)).numpy()
+         & (mlp.experts.gate_up_proj.grad == 0).all(-1).all(-1))
 print(f"idle on {targets.size} tokens: experts {np.flatnonzero(idle)}")
 print(f"all gradients exactly 0:  experts {np.flatnonzero(still)}")
 assert (still >= idle).all()
@@ -701,13 +660,13 @@ assert (still >= idle).all()
 # the sign is never satisfied.
 
 # %%
-plots.cure(on[2], runs["switched on"][0], half)
+plots.cure(biases["switched on"][half:], loads["switched on"], half)
 
 # %% [markdown]
 # And the loss?
 
 # %%
-plots.cost(loads, {name: run[1] for name, run in runs.items()}, half)
+plots.cost(loads, losses, half)
 
 # %% [markdown]
 # Look at the right panel before you believe that balance makes a better
@@ -727,18 +686,13 @@ plots.cost(loads, {name: run[1] for name, run in runs.items()}, half)
 # %%
 moe_layers = k2.num_hidden_layers - k2.first_k_dense_replace
 layout = minik2.sizing.Layout(pp=16, ep=16)
-sent = minik2.sizing.communication(k2, layout)
+sent = float(minik2.sizing.communication(k2, layout).all_to_all)
 window = k2.rope_scaling.original_max_position_embeddings
-one = 3 * k2.hidden_size * k2.moe_intermediate_size
-print(f"{K2} of {E2} experts, in {moe_layers} layers: {K2 * moe_layers} "
-      "pairs a token")
+print(f"{K2} of {E2} experts in {moe_layers} layers, {E2 // layout.ep} of "
+      f"each layer's on one of {layout.ep} GPUs")
 print(f"a window of {window:,} tokens: {window * K2 / E2:.0f} rows for "
       "an expert in balance")
-print(f"one expert: {one / 1e6:.1f} million parameters; "
-      f"{E2 // layout.ep} of them on each of {layout.ep} GPUs")
-print(f"sent between them, forward and back: "
-      f"{float(sent.all_to_all) / 1e6:.1f} MB a token")
-print(f"all on the same {K2} experts: violation {E2 / K2 - 1:.0f}")
+print(f"sent between them, forward and back: {sent / 1e6:.1f} MB a token")
 
 # %% [markdown]
 # <div class="alert alert-info">
