@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 · Sparse dispatch and balance
 #
-# *About 60 minutes. Trains for half a minute; the rest runs in seconds.*
+# *About 60 minutes, half of one for the computer.*
 #
 # **After this lesson you can**
 #
@@ -160,8 +160,8 @@ def by_experts(x, indices, weights, gate_up_proj, down_proj):
 # (`y[t] += ...` may be written like that only because an expert has each
 # token at most once. If an index comes twice, NumPy adds once.)
 #
-# It looks through all pairs once for every expert. With 16 experts who
-# cares; K2 has 384. Sorting looks once.
+# It looks through all pairs once for every expert. With 16 experts
+# that costs little; K2 has 384. Sorting looks once.
 #
 # ## 3. Sort once
 #
@@ -184,7 +184,8 @@ plots.sorting(indices, order, offsets)
 #
 # The sort is *stable*: pairs of one expert keep their order. No formula
 # asks for it. But rounding depends on the order in which numbers are
-# added, and with a stable sort two runs agree to the last bit.
+# added (in a gradient, over all rows of an expert), and the stable order
+# is the same in every library, so that runs repeat to the last bit.
 
 # %% [markdown] exercise="moe.sort_by_expert"
 # Find the order and the offsets for any choices. (Above, the offsets
@@ -225,7 +226,8 @@ def sort_by_expert(indices: np.ndarray, experts: int) -> tuple:
 # %% [markdown]
 # The engine calls it `dispatch`. It returns the token of each place
 # instead of the pair, and beside that the place of each pair, which is
-# the inverse of the order: `position[order] = 0, 1, 2, …`.
+# the inverse of the order: `position[order] = 0, 1, 2, …`. Here it sorts
+# the trained model's tokens; the picture shows the first 64 of them.
 
 # %%
 E, K = cfg.n_routed_experts, cfg.num_experts_per_tok
@@ -419,7 +421,7 @@ results["PyTorch engine"] = pytorch.grouped.experts(*tensors).numpy()
 try:
     from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 except ImportError:
-    print("transformers is not installed here; pip install transformers")
+    print("transformers is not installed here; make test installs it")
 else:
     theirs = v3.DeepseekV3Experts(v3.DeepseekV3Config(
         hidden_size=cfg.hidden_size, n_routed_experts=E,
@@ -485,8 +487,8 @@ plots.timings(taken, against="loop over experts")
 #
 # The *load* of an expert is how many pairs it gets. On many machines each
 # holds some of the experts, and a layer is done when the last of them is.
-# So what counts is how far the largest load is above the mean one. The
-# papers call it the *maximum violation* of balance:
+# So what counts is how far the largest load is above the mean one. This
+# is called the *maximum violation* of balance:
 #
 # $$\mathrm{violation} = \frac{\max_e \mathrm{load}_e}
 #   {\mathrm{mean}_e \, \mathrm{load}_e} - 1$$
@@ -590,8 +592,7 @@ def update_bias(bias: np.ndarray, loads: np.ndarray,
 # small gain little from a second core.)
 
 # %%
-steps, batch = (100, 4) if short else (200, 8)
-speed = 0.02
+steps, batch, speed = (100, 4, 0.02) if short else (200, 8, 0.02)
 two = minik2.ModelConfig.preset("small").replace(num_hidden_layers=2)
 torch.set_num_threads(1)
 
@@ -630,9 +631,10 @@ bar.close()
 # %%
 loads, losses, biases = ({name: np.array([step[n] for step in seen])
                           for name, seen in runs.items()} for n in range(3))
-end = [violation(load[-steps // 8:].sum(0)) for load in loads.values()]
-print("violation at the end:", np.array(end))
-assert end[0] > 2 * max(end[1:])
+end = {name: round(violation(load[-steps // 8:].sum(0)), 2)
+       for name, load in loads.items()}
+print("violation at the end:", end)
+assert end["without"] > 2 * max(end["switched on"], end["always"])
 plots.loads_over_steps(loads, half, K)
 
 # %% [markdown]
@@ -649,15 +651,18 @@ model.loss(tokens, torch.from_numpy(targets), watch=watch).backward()
 mlp, idle = model.model.layers[1].mlp, watch.loads[1] == 0
 still = ((mlp.gate.weight.grad == 0).all(1)
          & (mlp.experts.gate_up_proj.grad == 0).all(-1).all(-1))
-print(f"idle on {targets.size} tokens: experts {np.flatnonzero(idle)}")
-print(f"all gradients exactly 0:  experts {np.flatnonzero(still)}")
+print(f"no token of {targets.size}: experts {np.flatnonzero(idle)}")
+print(f"gradients all 0: experts {np.flatnonzero(still)}")
 assert (still >= idle).all()
 
 # %% [markdown]
+# An expert without a token gets no gradient at all, in its matrices and
+# in its row of the router. By itself it does not come back soon.
+#
 # What the bias does after the switch can be read off its course. Scores
-# lie between 0 and 1, so a bias of some tenths moves an expert past most
-# of its rivals. Nearly balanced, the biases go on trembling by the speed:
-# the sign is never satisfied.
+# lie between 0 and 1, so a bias of some tenths can move an expert past
+# many of its rivals. Nearly balanced, the biases go on trembling by the
+# speed: the sign is never satisfied.
 
 # %%
 plots.cure(biases["switched on"][half:], loads["switched on"], half)
@@ -680,7 +685,7 @@ plots.cost(loads, losses, half)
 # %% [markdown]
 # ## In K2
 #
-# From its published configuration; the 16 machines that share a layer's
+# From its published configuration; the 16 GPUs that share a layer's
 # experts are those of K2's report.
 
 # %%
@@ -713,8 +718,8 @@ print(f"sent between them, forward and back: {sent / 1e6:.1f} MB a token")
 #
 # K2 serves 256 conversations at once, and each writes one token. Suppose
 # that the choices are even and independent. How many of the 384 experts
-# of a layer are needed by *none* of the 256? And how many by one
-# conversation alone? Answer to one digit before you look.
+# of a layer does *none* of the 256 need? And how many does a conversation
+# not need that K2 serves alone? Answer to one digit before you look.
 #
 # <details><summary>Answer</summary>
 #
