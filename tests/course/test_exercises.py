@@ -116,22 +116,22 @@ def test_a_wrong_answer_is_told_its_own_mistake(exercise, wrong):
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
 @pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=lambda x: x.id)
 def test_so_it_is_in_float32_and_in_torch(exercise, wrong):
-    def single(function):
-        def wrapped(*args):
-            out = function(*args)
-            floats = isinstance(out, np.ndarray) and out.dtype.kind == "f"
-            return out.astype(np.float32) if floats else out
-        return wrapped
+    def single(out):
+        floats = isinstance(out, np.ndarray) and out.dtype.kind == "f"
+        return out.astype(np.float32) if floats else out
 
-    def in_torch(function):
+    def in_torch(out):
+        return torch.tensor(out) if isinstance(out, np.ndarray) else out
+
+    def given_as(convert, function):
         def wrapped(*args):
             out = function(*args)
-            return torch.tensor(out) if isinstance(out, np.ndarray) else out
+            return tuple(map(convert, out)) if isinstance(out, tuple) else convert(out)
         return wrapped
 
     for seed in seeds()[:3]:
         for function in wrong.functions:
-            for written in (single(function), in_torch(function)):
+            for written in (given_as(single, function), given_as(in_torch, function)):
                 result = check(exercise.id, written, seed)
                 assert result.looks_like == wrong.id, result.message
 
