@@ -106,8 +106,8 @@ def _page(directory: Path, cfg: ModelConfig, found: Any, needs: dict[str, Any]) 
             f"To run it, {needs['parameters']:,} parameters take",
             f"  {size('float32_bytes')} of memory in float32 (either engine),",
             f"  {size('bfloat16_bytes')} in bfloat16 (pytorch),",
-            f"  {size('mapped_bytes')} where they stay in their files (reference), of which each "
-            f"token reads {size('read_bytes_per_token')},",
+            f"  {size('mapped_bytes')} where they stay in their files (reference), and each token "
+            f"reads {size('read_bytes_per_token')} of those,",
             f"and the cache in float32 {size('cache_bytes_per_token')} a token, "
             f"{units.amount(cache, 'B')} for all of {needs['context']:,}.",
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minik2 import ModelConfig, checkpoint, reference, sizing
-from minik2.checkpoint import files
+from minik2.checkpoint import files, quantization
 from minik2.checkpoint.tensor_map import tensor_map
 from tests import commands
 from tests.checkpoint.test_bad_formats import rewrite
@@ -120,3 +121,51 @@ def test_what_is_no_checkpoint_is_a_sentence(call, tmp_path, folder):
     reference.Model.init(TINY).save_pretrained(folder)
     rewrite(folder, lambda t: t.update({"evil\x1b[2J": np.zeros(3)}))
     assert "\x1b" not in call(folder)[1]
+
+
+def write_hollow(path, cfg: ModelConfig) -> None:
+    """K2-Instruct's files as they are published, a file a layer, all headers and no data: holes."""
+    size = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+    shards: dict[str, dict[str, tuple]] = {}
+    for name, shape in cfg.tensors():
+        shard = shards.setdefault(name.split(".")[2] if ".layers." in name else "0", {})
+        if quantization.narrows("float8", name):
+            blocks = tuple(-(-side // 128) for side in shape)
+            shard |= {name: ("F8_E4M3", shape), f"{name}_scale_inv": ("F32", blocks)}
+        else:
+            shard[name] = "F32" if name.endswith("correction_bias") else "BF16", shape
+    for layer, shard in shards.items():
+        shard[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = "BF16", (56,)
+        header, end = {}, 0
+        for name, (dtype, shape) in shard.items():
+            start, end = end, end + size[dtype] * math.prod(shape)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        with open(path / f"model-{int(layer) + 1:05}-of-00061.safetensors", "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+    said = {"quantization_config": quantization.to_config("float8")}
+    (path / "config.json").write_text(json.dumps(cfg.to_json() | said))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not every file system has holes")
+def test_k2s_published_files(call, tmp_path):
+    """958.5 GiB in 61 files and 139,644 tensors, of 1,026,470,731,056 numbers with the scales: what
+    a listing of the released checkpoint says (a third party's; the files were not at hand)."""
+    cfg = ModelConfig.preset("kimi-k2")
+    try:
+        write_hollow(tmp_path, cfg)
+    except OSError as error:
+        pytest.skip(f"no room for 1 TB of holes: {error}")
+    status, out, _ = call(tmp_path, "--json")
+    found = json.loads(out)
+    assert (status, found["problem"]) == (0, "")
+    assert (found["files"], found["tensors"]) == (61, 139_644)
+    assert f"{found['bytes'] / 2**30:.1f}" == "958.5"
+    numbers = sum(kind["count"] * math.prod(kind["shape"]) for kind in found["kinds"])
+    assert numbers == 1_026_470_731_056
+    assert len(found["kinds"]) < 50
+    # And the model opens: its vectors are read, and the first zero that should be a scale is named.
+    model = reference.MappedModel.from_pretrained(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"q_a_proj\.weight.*hold 0\.0 at"):
+        model(np.arange(2)[None])
