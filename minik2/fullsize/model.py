@@ -44,9 +44,9 @@ class Model:
     ) -> Array:
         """Logits (vocabulary,) after the last of new tokens (T,), which the cache takes in.
 
-        tell is given the number of each layer before it begins; what it raises ends the call, and
-        leaves the cache as long as it was. Raises TypeError and ValueError for tokens that are no
-        ids or for which the cache has no room.
+        tell is given the number of each layer before it begins, and the number of all before the
+        head; what it raises ends the call, and leaves the cache as long as it was. Raises TypeError
+        and ValueError for tokens that are no ids or for which the cache has no room.
         """
         cfg, weights = self.cfg, self.weights
         tokens = token_ids.check(np.asarray(tokens)[None], cfg)
@@ -57,6 +57,7 @@ class Model:
         for layer, rows in enumerate(cache.rows):
             tell(layer)
             self.layer(x, layer, rows[0], start, turn)
+        tell(cfg.num_hidden_layers)
         x = self._norm("model.norm", x[-1:])
         head = "model.embed_tokens" if cfg.tie_word_embeddings else "lm_head"
         logits = weights.product(f"{head}.weight", x, cfg.vocab_size)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numba
@@ -54,41 +54,32 @@ def run(
     tell("trying how fast weights are made", 0)
     costs = _trial(cfg)
 
-    count, seconds = cfg.num_hidden_layers, [time.perf_counter()]
+    count, times = cfg.num_hidden_layers, []
 
     def begin(layer: int) -> None:
-        if layer:
-            seconds.append(time.perf_counter())
-        else:
-            seconds[0] = time.perf_counter()
-        if stop():
+        times.append(time.perf_counter())
+        if layer == count:
+            tell("the head", layer)
+        elif stop():
             raise _Stopped
-        tell(f"layer {layer} of 0 to {count - 1}", layer)
+        else:
+            tell(f"layer {layer} of 0 to {count - 1}", layer)
 
     _forget_peak()
-    before, tracing = psutil.Process().memory_info().rss, tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    held, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
-    cache, done = model.new_cache(tokens), count
-    try:
-        model(ids, cache, begin)
-        seconds.append(time.perf_counter())
-    except _Stopped:
-        done = len(seconds) - 1
-    took = time.perf_counter() - start
-    arrays = tracemalloc.get_traced_memory()[1] - held
-    if not tracing:
-        tracemalloc.stop()
+    before = psutil.Process().memory_info().rss
+    with _traced():
+        held, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
+        cache = model.new_cache(tokens)
+        with contextlib.suppress(_Stopped):
+            model(ids, cache, begin)
+        took, arrays = time.perf_counter() - start, tracemalloc.get_traced_memory()[1] - held
     experts = sum(len(np.unique(chosen)) for chosen in model.chosen)
     return Report(
-        count, done, tokens, seed, numba.get_num_threads(),
+        count, len(times) - 1, tokens, seed, numba.get_num_threads(),
         predict(cfg, tokens, before, *costs),
         Amounts(model.weights.made, experts, cache.rows.nbytes,
                 model.weights.flops + model.attention_flops, arrays, _peak(), took),
-        before, np.diff(seconds[: done + 1]).tolist(),
-        [chosen.tolist() for chosen in model.chosen],
+        before, np.diff(times).tolist(), [chosen.tolist() for chosen in model.chosen],
     )  # fmt: skip
 
 
@@ -121,6 +112,20 @@ def _trial(cfg: ModelConfig) -> tuple[float, float]:
         least.append(min(times) / (rows * cfg.hidden_size))
     use = max(0.0, (least[1] - least[0]) / (TRIAL_TOKENS - 1))
     return max(0.0, least[0] - use), use
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Python counts the bytes that it hands out, NumPy's arrays among them, and their peak."""
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    try:
+        yield
+    finally:
+        if not tracing:
+            tracemalloc.stop()
 
 
 def _forget_peak() -> None:

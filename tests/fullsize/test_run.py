@@ -62,8 +62,8 @@ def test_the_same_seed_is_the_same_pass_and_another_is_another():
 def test_it_says_what_it_is_at():
     said = []
     fullsize.run(TINY, tell=lambda step, done: said.append((step, done)))
-    assert [done for _, done in said] == [0, 0, 0, 1, 2]
-    assert said[-1][0] == "layer 2 of 0 to 2"
+    assert [done for _, done in said] == [0, 0, 0, 1, 2, 3]
+    assert [step for step, _ in said[-2:]] == ["layer 2 of 0 to 2", "the head"]
 
 
 def test_stopped_it_reports_what_was_done():
