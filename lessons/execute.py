@@ -2,7 +2,8 @@
 
 Unusual here: the limit is on the wall time of the whole notebook, and the kernel is killed at its
 end, whatever it is doing. What is kept of the outputs is what a reader needs: no times of
-execution, and of a progress bar only its last state.
+execution, and of a progress bar only its last state. Sliders are not kept: without their kernel
+they would read "model not found". The figure that they draw stands beside them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from traitlets.config import Config
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class RunError(RuntimeError):
@@ -40,6 +43,7 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
             client = NotebookClient(
                 notebook, timeout=None, kernel_name="python3", record_timing=False,
                 resources={"metadata": {"path": str(folder)}}, shutdown_kernel="immediate",
+                store_widget_state=False,
                 extra_arguments=["--HistoryManager.enabled=False"],
                 config=Config({"KernelManager": sockets if os.name == "posix" else {}}),
             )  # fmt: skip
@@ -63,6 +67,8 @@ def _tidy(outputs: list[NotebookNode]) -> list[NotebookNode]:
     tidy: list[NotebookNode] = []
     for output in outputs:
         last = tidy[-1] if tidy else None
+        if WIDGET in output.get("data", {}):
+            continue
         if output.output_type != "stream":
             tidy.append(output)
         elif last and last.output_type == "stream" and last.name == output.name:

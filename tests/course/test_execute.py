@@ -39,6 +39,15 @@ def test_outputs_are_kept_and_tidied(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sliders_are_not_kept_and_the_figure_beside_them_is(tmp_path):
+    pytest.importorskip("ipywidgets")
+    made = run(notebook("import ipywidgets\nprint('here')\nipywidgets.IntSlider()", "6 * 7"),
+               tmp_path, 60)
+    assert [o.output_type for o in made.cells[1].outputs] == ["stream"]
+    assert made.cells[2].outputs[0].data["text/plain"] == "42"
+    assert "widgets" not in made.metadata
+
+
 SECONDS = f"90.{os.getpid()}"  # a length that no other process sleeps for
 
 
