@@ -68,7 +68,8 @@ class Exercise:
     so that every misconception shows. reference: the right answer.
     function: the name the learner defines, by default what follows the dot in `id`. formula: a
     line of arithmetic (three known wrong answers are enough, for a function four). seconds: the
-    limit of one call.
+    limit of one call. approximate: right answers differ by more than rounding, so that how exact
+    one is says nothing of its dtype.
 
     A float64 answer with errors of float32's size passes (torch's default dtype is one slip
     away), so cases must make every misconception cost more than 1e-3.
@@ -89,6 +90,7 @@ class Exercise:
     keys: tuple[str, ...] = ()
     function: str = ""
     formula: bool = False
+    approximate: bool = False
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
