@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @styled
-def step_sizes(steps: Array, errors: Mapping[str, Array], sizes: Mapping[str, float]) -> Picture:
+def step_sizes(steps: Array, errors: Mapping[str, Array], size: float) -> Picture:
     """Relative error of central differences against the step, a curve for each dtype.
 
-    steps: (n,) falling; errors: {dtype: (n,)}; sizes: {dtype: rounding of the function's value
-    over its slope}, so that sizes / step is what rounding costs.
+    steps: (n,) falling; errors: {dtype: (n,)}; size: the function's terms over its slope, so that
+    eps size / step is what rounding costs.
     """
     best = {name: int(np.argmin(e)) for name, e in errors.items()}
     turned = all(0 < i < len(steps) - 1 for i in best.values())
@@ -44,7 +45,8 @@ def step_sizes(steps: Array, errors: Mapping[str, Array], sizes: Mapping[str, fl
     for (name, error), (colour, sign) in zip(errors.items(), colours, strict=False):
         axes.loglog(steps, np.maximum(error, 1e-17), sign, color=colour, markersize=4.5,
                     label=name)  # fmt: skip
-        axes.loglog(steps, sizes[name] / steps, color=colour, linewidth=0.9, linestyle=":",
+        rounding = np.finfo(name).eps * size / steps
+        axes.loglog(steps, rounding, color=colour, linewidth=0.9, linestyle=":",
                     label=f"rounding, eps({name}) / h")  # fmt: skip
     first = next(iter(errors.values()))
     axes.loglog(steps, first[0] * (steps / steps[0]) ** 2, color=SOFT, linewidth=1.2,
@@ -115,7 +117,7 @@ def tie(shifts: Array, losses: Array, tangents: Sequence[tuple[float, float, flo
     """
     before, after = losses[shifts < 0], losses[shifts > 0]
     jump = float(after[0] - before[-1])
-    title = (f"At the tie the loss jumps by {minus(f'{jump:+.3f}')}, and no slope knows of it"
+    title = (f"At the tie the loss jumps by {minus(f'{jump:+.2f}')}, and no slope knows of it"
              if abs(jump) > 0.01 * np.ptp(losses) else "At this tie the loss does not jump")
     figure, (left, right) = picture(title, 9.6, 3.7, columns=2)
     for own, values, name in ((shifts < 0, before, "not chosen"), (shifts > 0, after, "chosen")):
@@ -144,17 +146,23 @@ def tie(shifts: Array, losses: Array, tangents: Sequence[tuple[float, float, flo
 
 @styled
 def agreement(errors: Mapping[str, Mapping[str, float]]) -> Picture:
-    """Relative errors of gradients, {compared with: {kind of tensor: error}}, the same kinds each.
+    """Relative errors of gradients, {compared with: {tensor's name: error}}, the same names each.
 
-    What is not in a dict is a zero that was compared with a zero.
+    Of tensors that differ in the number of their layer or expert only the worst is drawn.
     """
     worst = max(max(own.values()) for own in errors.values())
     with_whom = " and ".join(errors)
     title = (f"Against {with_whom}: no gradient is off by more than {worst:.0e}" if worst < 1e-9
              else f"Against {with_whom}: a gradient is off by {worst:.0e}")
-    kinds = list(next(iter(errors.values())))
+    by_kind: dict[str, dict[str, float]] = {}
+    for name, own in errors.items():
+        found = by_kind.setdefault(name, {})
+        for tensor, error in own.items():
+            kind = re.sub(r"^model\.|layers\.\d+\.|\.weight$|\.\d+", "", tensor)
+            found[kind] = max(found.get(kind, 0.0), error)
+    kinds = list(next(iter(by_kind.values())))
     figure, axes = picture(title, 9, 0.9 + 0.24 * len(kinds))
-    for (name, own), (colour, sign) in zip(errors.items(), ((INK, "o"), (SECOND, "s")),
+    for (name, own), (colour, sign) in zip(by_kind.items(), ((INK, "o"), (SECOND, "s")),
                                            strict=False):  # fmt: skip
         axes.plot([max(own[kind], 3e-17) for kind in kinds], range(len(kinds)), sign, color=colour,
                   markersize=7 if sign == "s" else 5, markerfacecolor="none" if sign == "s" else
