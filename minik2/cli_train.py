@@ -115,6 +115,9 @@ def train(
     prompt: Annotated[str | None, _option(
         HABITS, "Print at every evaluation how the model goes on with this text.",
         "--sample")] = None,
+    expert_ranks: Annotated[int, _option(
+        HABITS, "Of the processes that torchrun started, how many share the experts of a layer; "
+                "the others hold copies. K2: 16.")] = 1,
     plot: Annotated[bool, _option(
         PICTURE, "Train nothing: draw the runs named, finished or not.", "--plot")] = False,
     output: Annotated[Path | None, _option(
@@ -125,8 +128,9 @@ def train(
     """Train a model, or go on with a run that was interrupted: the same command does both.
 
     The text is the source of Python's standard library, or yours (--data). Ctrl-C saves and
-    prints how to go on; a run that was killed goes on from its last checkpoint. Exit status 0 when
-    all steps are made, 130 after Ctrl-C.
+    prints how to go on; a run that was killed goes on from its last checkpoint. On several
+    processes: torchrun --nproc-per-node N -m minik2.training, with the same options. Exit status 0
+    when all steps are made, 130 after Ctrl-C.
     """
     if plot:
         _plot(runs or [], output, as_json)
@@ -137,6 +141,12 @@ def train(
                          "out; where to train is said by --out.")
     try:
         _train(ctx.params, as_json)
+    except (ValueError, OSError) as error:
+        from minik2.training import ranks
+
+        if ranks.speaks(error):
+            raise
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print(f"Stopped before training. The same command again:\n  {_command()}",
               file=sys.stderr)
@@ -145,7 +155,7 @@ def train(
 
 def _train(given: dict[str, Any], as_json: bool) -> None:
     from minik2 import training
-    from minik2.training import summary
+    from minik2.training import ranks, summary
 
     settings = training.Settings(**{f.name: given[f.name] for f in fields(training.Settings)})
     name, cfg = _model(given["preset"], given["config"])
@@ -162,6 +172,8 @@ def _train(given: dict[str, Any], as_json: bool) -> None:
             shown.say(f"Stopped at once. {shown.saved or 'Nothing was saved yet'}; "
                       f"the same command goes on from there:\n  {_command()}")
             raise typer.Exit(INTERRUPTED) from None
+    if ranks.follows():
+        raise typer.Exit(INTERRUPTED if outcome.interrupted else 0)
     found = summary.figures(out)
     lines = [*summary.lines(found), f"checkpoint  {outcome.checkpoint or 'none yet'}"]
     print(json.dumps(asdict(outcome) | found, indent=2, default=str) if as_json

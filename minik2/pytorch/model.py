@@ -25,7 +25,7 @@ from minik2.pytorch.ffn import FFN
 from minik2.pytorch.mla import MLA
 from minik2.pytorch.moe import MoE
 from minik2.pytorch.norm import RMSNorm
-from minik2.pytorch.watch import Watch
+from minik2.pytorch.watch import Notes, Watch
 
 
 class Layer(nn.Module):
@@ -212,7 +212,7 @@ class Model(nn.Module):
         cos, sin = rope.table(self.cfg, positions, exact)
         prices = []
         for number, layer in enumerate(self.model.layers):
-            saved: dict[str, Any] | None = {} if alpha or watch is not None else None
+            saved = Notes() if alpha or watch is not None else None
             x = layer(x, cos, sin, saved)
             if saved is not None and watch is not None:
                 watch.take(number, saved)

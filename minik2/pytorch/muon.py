@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from minik2.pytorch import qk_clip
-from minik2.pytorch.model import Model
+from minik2.pytorch.model import Layer, Model
 from minik2.pytorch.newton_schulz import newton_schulz
 
 __all__ = ["Muon", "MuonClip", "newton_schulz", "scale", "takes"]
@@ -106,9 +106,15 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, mu, lr = self.state[p], group["momentum"], group["lr"]
+        state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
+        self._update_local(state, p, grad, group)
+
+    def _update_local(
+        self, state: dict[str, Any], p: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
+        mu, lr = group["momentum"], group["lr"]
         rows, columns = p.shape[-2] // group["split"], p.shape[-1]
         weights, grads, buffers = (
             t.unflatten(-2, (-1, rows)).view(-1, rows, columns)
@@ -140,6 +146,8 @@ class MuonClip:
     Source: arXiv 2507.20534 algorithm 1.
     """
 
+    muon_class = Muon
+
     def __init__(
         self,
         model: Model,
@@ -165,7 +173,7 @@ class MuonClip:
         groups: list[dict[str, Any]] = [{"params": matrices}]
         if fused:
             groups.append({"params": fused, "split": 2})
-        self.muon = Muon(groups, lr, weight_decay=weight_decay, **muon)
+        self.muon = self.muon_class(groups, lr, weight_decay=weight_decay, **muon)
         self.adamw = torch.optim.AdamW(
             others, lr if adamw_lr is None else adamw_lr, betas, eps, weight_decay
         )
@@ -193,9 +201,13 @@ class MuonClip:
             )
         gammas = []
         for layer, top in zip(self.model.model.layers, max_logits, strict=True):
-            weights = dict(layer.get_submodule("self_attn").named_parameters())
-            gammas.append(qk_clip.clip(weights, top, cfg, tau))
+            gammas.append(self._clip(cast(Layer, layer), top))
         return torch.stack(gammas)
+
+    def _clip(self, layer: Layer, top: Tensor) -> Tensor:
+        assert self.tau is not None
+        weights = dict(layer.self_attn.named_parameters())
+        return qk_clip.clip(weights, top, self.model.cfg, self.tau)
 
     def _check(self, max_logits: Tensor | None) -> None:
         layers, heads = self.model.cfg.num_hidden_layers, self.model.cfg.num_attention_heads

@@ -45,17 +45,11 @@ def check_tau(tau: float) -> None:
 
 
 @torch.no_grad()
-def clip(
-    weights: Mapping[str, Tensor], max_logits: Tensor, cfg: ModelConfig, tau: float = 100.0
-) -> Tensor:
-    """Scale one layer's heads in place so that the logits that gave max_logits are at most tau.
+def gamma(max_logits: Tensor, cfg: ModelConfig, tau: float) -> Tensor:
+    """γ = min(1, tau / max_logits) of one layer's heads, (H,), 1 exactly for heads left alone.
 
-    weights: checkpoint names below `self_attn.`, master copies where there are any, or the next
-    update would undo the edit; max_logits: (H,), the largest logit of each head over the whole
-    batch and all ranks; returns γ = min(1, tau / max_logits), (H,), 1 for heads left alone.
     Raises ValueError for another number of heads, a tau that is 0 or less or infinite, and maxima
     that are not finite.
-    Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
     """
     heads = cfg.num_attention_heads
     if max_logits.shape != (heads,):
@@ -70,15 +64,44 @@ def clip(
         raise ValueError(
             f"The largest logits of heads {bad} are not finite; go back to a good checkpoint."
         )
-    query = weights["q_proj.weight" if cfg.q_lora_rank is None else "q_b_proj.weight"]
     # In 16 bits γ itself would be off by up to 0.4%.
+    exact = torch.promote_types(max_logits.dtype, torch.float32)
+    return tau / max_logits.to(exact).clamp(min=tau)
+
+
+def row_factors(gamma: Tensor, cfg: ModelConfig) -> dict[str, Tensor]:
+    """What each row is multiplied with, by checkpoint name below `self_attn.`; gamma (H,).
+
+    √γ for the parts without position, which meet in a product, γ for the rotary query, whose key
+    all heads share, and 1, which changes no bit, for the values. Source: arXiv 2507.20534
+    algorithm 1.
+    """
+    root, ones = gamma.sqrt(), torch.ones_like(gamma)
+
+    def rows(*parts: tuple[Tensor, int]) -> Tensor:
+        return torch.cat([f[:, None].expand(-1, size) for f, size in parts], 1).flatten()
+
+    query = "q_proj.weight" if cfg.q_lora_rank is None else "q_b_proj.weight"
+    return {
+        query: rows((root, cfg.qk_nope_head_dim), (gamma, cfg.qk_rope_head_dim)),
+        "kv_b_proj.weight": rows((root, cfg.qk_nope_head_dim), (ones, cfg.v_head_dim)),
+    }
+
+
+@torch.no_grad()
+def clip(
+    weights: Mapping[str, Tensor], max_logits: Tensor, cfg: ModelConfig, tau: float = 100.0
+) -> Tensor:
+    """Scale one layer's heads in place so that the logits that gave max_logits are at most tau.
+
+    weights: checkpoint names below `self_attn.`, master copies where there are any, or the next
+    update would undo the edit; max_logits: (H,), the largest logit of each head over the whole
+    batch and all ranks; returns `gamma`, and raises what it raises.
+    Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
+    """
+    query = weights["q_proj.weight" if cfg.q_lora_rank is None else "q_b_proj.weight"]
     exact = torch.promote_types(query.dtype, torch.float32)
-    # 1 exactly for heads left alone, which therefore keep every bit.
-    gamma = tau / max_logits.to(query.device, exact).clamp(min=tau)
-    factor = gamma[:, None, None]
-    rows = query.view(heads, cfg.qk_head_dim, -1)
-    rows[:, : cfg.qk_nope_head_dim] *= factor.sqrt()
-    rows[:, cfg.qk_nope_head_dim :] *= factor
-    rows = weights["kv_b_proj.weight"].view(heads, cfg.qk_nope_head_dim + cfg.v_head_dim, -1)
-    rows[:, : cfg.qk_nope_head_dim] *= factor.sqrt()
-    return gamma
+    factor = gamma(max_logits, cfg, tau).to(query.device, exact)
+    for name, rows in row_factors(factor, cfg).items():
+        weights[name].mul_(rows[:, None])
+    return factor

@@ -14,6 +14,10 @@ from minik2.config import ModelConfig
 from minik2.pytorch import qk_clip
 
 
+class Notes(dict[str, Any]):
+    """What a layer notes on its way. FSDP hands it on as it is; of a plain dict, a copy."""
+
+
 class Watch:
     """Joins what forward passes show until `reset`; give it to `Model.loss`.
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from minik2.config import ModelConfig
 from minik2.sizing import units
-from minik2.sizing.cluster import Layout, check, stage_weights
+from minik2.sizing.cluster import Layout, check, stage_layers, stage_weights
 from minik2.sizing.parameters import parameters
 
 # Bytes a weight: gradients are scattered and weights gathered in 32 bits, Muon's momentum in 16
@@ -67,6 +67,10 @@ def communication(
     adamw = muon = 0
     for stage in range(layout.pp):
         experts, matrices, rest = stage_weights(cfg, layout, stage)
+        if cfg.topk_method == "noaux_tc":
+            # A correction bias has no gradient: each GPU moves its own, by the loads of all.
+            numbers = stage_layers(cfg.num_hidden_layers, layout, stage)
+            matrices -= cfg.n_routed_experts * sum(map(cfg.is_moe, numbers))
         # Each GPU sends all but its own share; who holds the same weights differs by kind.
         holders = {"experts": layout.stage_gpus * layout.dp // layout.ep,
                    "others": layout.stage_gpus * layout.dp // layout.tp}  # fmt: skip

@@ -17,34 +17,40 @@ from minik2.training.engines import Batch
 from minik2.training.settings import Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
+# A checkpoint's directory and optimizer arrays; None for a new run.
+Saved = tuple[str, Mapping[str, Array]] | None
 
 
 class PyTorchEngine:
-    """`engines.Engine` in PyTorch, float32."""
+    """`engines.Engine` in PyTorch."""
+
+    muon_clip = MuonClip
 
     def __init__(
         self,
         cfg: ModelConfig,
         settings: Settings,
         device: str,
-        saved: tuple[str, Mapping[str, Array]] | None,
+        saved: Saved,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.cfg, self.settings, self.device = cfg, settings, torch.device(device)
-        if saved is None:
-            self.model = pytorch.Model.init(cfg, settings.seed, self.device)
-        else:
-            self.model = pytorch.Model.from_pretrained(saved[0], self.device)
+        self.model = self._make_model(saved, dtype)
         self.watch = pytorch.Watch(cfg, self.device)
         decay = settings.weight_decay
         self.optimizer: MuonClip | torch.optim.AdamW
         if settings.optimizer == "adamw":
+            # Two groups, since on several ranks experts are cut in another way than the rest.
+            named = list(self.model.named_parameters())
+            parts = ([p for n, p in named if (".experts." in n) == kind] for kind in (False, True))
+            groups = [{"params": own} for own in parts if own]
             self.optimizer = torch.optim.AdamW(
-                self.model.parameters(), settings.rate, (0.9, 0.95), weight_decay=decay
+                groups, settings.rate, (0.9, 0.95), weight_decay=decay
             )
             self.parts: tuple[torch.optim.Optimizer, ...] = (self.optimizer,)
         else:
             tau = settings.tau if settings.optimizer == "muonclip" else None
-            self.optimizer = MuonClip(
+            self.optimizer = self.muon_clip(
                 self.model, settings.rate, tau=tau, adamw_lr=settings.rate_of_adamw,
                 weight_decay=decay,
             )  # fmt: skip
@@ -52,6 +58,11 @@ class PyTorchEngine:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         if saved is not None:
             self._load(saved[1])
+
+    def _make_model(self, saved: Saved, dtype: torch.dtype) -> pytorch.Model:
+        if saved is None:
+            return pytorch.Model.init(self.cfg, self.settings.seed, self.device, dtype)
+        return pytorch.Model.from_pretrained(saved[0], self.device, dtype)
 
     def gradients(self, batches: Sequence[Batch]) -> float:
         self.watch.reset()

@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from minik2.config import ModelConfig
+from minik2.training.ranks import Ranks
 from minik2.training.settings import Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -67,12 +68,32 @@ class Engine(Protocol):
 
 
 def make(
-    cfg: ModelConfig, settings: Settings, device: str, saved: tuple[str, Mapping[str, Array]] | None
+    cfg: ModelConfig,
+    settings: Settings,
+    device: str,
+    saved: tuple[str, Mapping[str, Array]] | None,
+    group: Ranks,
+    expert_ranks: int = 1,
 ) -> Engine:
     """The engine that `settings` names, at its start or where a checkpoint left it.
 
-    saved: the checkpoint's directory and optimizer arrays, None for a new run.
+    saved: the checkpoint's directory and optimizer arrays, None for a new run. expert_ranks: how
+    many ranks of the group share a layer's experts. Raises ValueError for several ranks of an
+    engine that knows one.
     """
+    if group.count == 1 and expert_ranks > 1:
+        raise ValueError(
+            f"Experts can be shared by {expert_ranks} ranks only where there are as many; start "
+            f"them with torchrun --nproc-per-node {expert_ranks} -m minik2.training."
+        )
+    if group.count > 1:
+        if settings.engine == "reference":
+            raise ValueError("The reference computes in one process; use --engine pytorch.")
+        from minik2.training import engine_distributed
+
+        return engine_distributed.DistributedEngine(
+            cfg, settings, device, saved, group, expert_ranks
+        )
     if settings.engine == "reference":
         from minik2.training import engine_reference
 

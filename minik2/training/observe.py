@@ -7,7 +7,7 @@ because a thousand experts' root mean squares tell nobody anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,3 +42,9 @@ def violation(loads: Array) -> float:
     loads: (E,) counts, not all 0. Source: MaxVio in arXiv 2408.15664.
     """
     return float(loads.max() / loads.mean() - 1)
+
+
+def clipped(gammas: Array) -> list[Sequence[float]]:
+    """[layer, head, γ] of every head that QK-Clip shrank; gammas (layers, H), 1 for the others."""
+    places = np.argwhere(gammas < 1).tolist()
+    return [[layer, head, float(gammas[layer, head])] for layer, head in places]

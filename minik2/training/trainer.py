@@ -7,9 +7,10 @@ the sampler), so a run that was killed ends with the bits of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ import numpy as np
 
 from minik2 import __version__
 from minik2.config import ModelConfig
-from minik2.training import engines, identity, store
+from minik2.training import engines, identity, ranks, store
 from minik2.training.corpus import VOCABULARY, Corpus, decode, encode
 from minik2.training.engines import Engine
 from minik2.training.interrupt import stop_when_asked
 from minik2.training.metrics import Metrics
-from minik2.training.observe import rms_by_kind, violation
+from minik2.training.observe import clipped, rms_by_kind, violation
+from minik2.training.ranks import Ranks
 from minik2.training.schedule import wsd
 from minik2.training.settings import Settings
+from minik2.training.store import Saved
 
 # Held-out windows of an evaluation: always the same ones, evenly spread over the text.
 HELD_OUT = 64
@@ -41,7 +44,7 @@ class Diverged(ValueError):
 @dataclass(frozen=True)
 class Habits:
     """What changes no weight. threads None: as many as the engine's library would use by itself;
-    prompt: what samples begin with.
+    prompt: what samples begin with; expert_ranks: of several ranks, how many share the experts.
 
     A save every `save_every` steps and an evaluation every `evaluate_every`, and both at the end.
     """
@@ -51,9 +54,10 @@ class Habits:
     evaluate_every: int = 50
     save_every: int = 100
     prompt: str | None = None
+    expert_ranks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("threads", "evaluate_every", "save_every"):
+        for name in ("threads", "evaluate_every", "save_every", "expert_ranks"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not whole and not (name == "threads" and value is None):
@@ -86,7 +90,8 @@ def train(
     A new directory begins a run; the directory of the same run goes on with it; of another run it
     is refused. tell(kind, facts) is called with every line of the metrics, and with "warning",
     "saved" and "begin". The first Ctrl-C ends the run after the step in hand, saved; a second one
-    at once. Raises ValueError (RunError, Diverged) and OSError, each with one sentence.
+    at once. Under torchrun every rank calls it; the first writes and tells. Raises
+    ValueError (RunError, RankError, Diverged) and OSError, each with one sentence.
     """
     run, habits = Path(out), habits or Habits()
     if cfg.vocab_size < VOCABULARY:
@@ -104,15 +109,24 @@ def train(
     library = engines.check(settings.engine, habits.device)
     mine = identity.of(cfg, settings, corpus)
     with (
-        identity.held(run, mine),
-        engines.threads(settings.engine, habits.threads) as threads,
-        stop_when_asked() as asked,
+        stop_when_asked() as asked,  # torchrun asks too, of ranks that have to say why they end
+        ranks.joined(habits.device) as group,
+        contextlib.ExitStack() as stack,
     ):
-        name, made_with = identity.digest(mine), {
+        group.same({"config": mine["config"], "settings": mine["settings"],
+                    "text": {"checksums": identity.digest(mine)}})  # fmt: skip
+        group.together(lambda: stack.enter_context(identity.held(run, mine)))
+        threads = stack.enter_context(engines.threads(settings.engine, habits.threads))
+        made_with = {
             "threads": threads, **library, "numpy": np.__version__, "minik2": __version__,
             "python": platform.python_version(), "machine": platform.machine(),
         }  # fmt: skip
-        return _Run(cfg, settings, corpus, run, habits, tell, made_with, name).go(asked)
+        if group.count > 1:
+            made_with["ranks"] = group.count
+        tell = tell if group.leads else lambda kind, facts: None
+        name = identity.digest(mine)
+        begun = _Run(cfg, settings, corpus, run, habits, tell, made_with, name, group)
+        return begun.go(lambda: group.agree(asked()))
 
 
 class _Run:
@@ -128,12 +142,16 @@ class _Run:
         tell: Tell,
         made_with: dict[str, Any],
         name: str,
+        group: Ranks,
     ) -> None:
         self.cfg, self.settings, self.corpus = cfg, settings, corpus
         self.run, self.habits, self.tell = run, habits, tell
-        self.made_with, self.name = made_with, name
-        store.tidy(run)
-        saved, self.warnings = store.newest(run)
+        self.made_with, self.name, self.group = made_with, name, group
+        group.together(lambda: store.tidy(run))
+        found = list[tuple[Saved | None, list[str]]]()
+        # The first rank sets damaged ones aside before the others look.
+        group.together(lambda: found.append(store.newest(run)))
+        saved, self.warnings = found[0] if found else store.newest(run)
         if saved and saved.state.get("run") != name:
             raise store.RunError(
                 f"{saved.path} is a checkpoint of another run; move it out of this one's directory."
@@ -151,9 +169,11 @@ class _Run:
         if saved:
             self.warnings += self._compare(saved.state["made_with"])
         held = (str(saved.model), saved.optimizer) if saved else None
-        self.engine: Engine = engines.make(cfg, settings, habits.device, held)
-        self.metrics = Metrics(run, self.step)
-        self.warnings += self.metrics.warnings
+        self.engine: Engine = engines.make(
+            cfg, settings, habits.device, held, group, habits.expert_ranks
+        )
+        self.metrics = Metrics(run, self.step) if group.leads else None
+        self.warnings += self.metrics.warnings if self.metrics else []
 
     def _compare(self, before: dict[str, Any]) -> list[str]:
         changed = [
@@ -175,7 +195,8 @@ class _Run:
             try:
                 self._steps(asked)
             finally:
-                self.metrics.close()
+                if self.metrics:
+                    self.metrics.close()
         return Outcome(self.step, self.held_out, self.checkpoint, self.step < self.settings.steps)
 
     def _steps(self, asked: Callable[[], bool]) -> None:
@@ -228,7 +249,7 @@ class _Run:
             norm=norm,
             max_logit=max_logits.max(axis=1).tolist(),
             head_logits=max_logits.tolist(),
-            clipped=[] if gammas is None else _clipped(gammas),
+            clipped=[] if gammas is None else clipped(gammas),
             loads=[layer.tolist() if layer.any() else [] for layer in loads],
             violation=[violation(layer) for layer in loads if layer.any()],
             seconds=seconds,
@@ -271,17 +292,21 @@ class _Run:
         bad = self.engine.not_finite()
         if bad:
             self._diverged("the weights after it", bad)
-        self.metrics.flush()
         state = {"run": self.name, "trained": self.trained, "held_out": self.held_out,
                  "sampler": self.rng.bit_generator.state, "made_with": self.made_with}  # fmt: skip
-        self.checkpoint = store.save(
-            self.run, self.step, self.cfg, self.engine.weights(), self.engine.optimizer_state(),
-            state,
-        )  # fmt: skip
+        weights, optimizer = self.engine.weights(), self.engine.optimizer_state()
+
+        def save() -> Path:
+            assert self.metrics
+            self.metrics.flush()
+            return store.save(self.run, self.step, self.cfg, weights, optimizer, state)
+
+        self.checkpoint = Path(self.group.together(save))
         self.tell("saved", {"step": self.step, "path": str(self.checkpoint)})
 
     def _note(self, kind: str, **facts: Any) -> None:
-        self.metrics.add(kind, self.step, **facts)
+        if self.metrics:
+            self.metrics.add(kind, self.step, **facts)
         self.tell(kind, {"step": self.step, **facts})
 
     def _diverged(self, what: str, where: str | None) -> None:
@@ -292,8 +317,3 @@ class _Run:
             f"too large, are in the {where or 'activations'}; {good}. The same settings would come "
             "here again: begin a run with a lower --rate in another --out."
         )
-
-
-def _clipped(gammas: np.ndarray[Any, Any]) -> list[Sequence[float]]:
-    places = np.argwhere(gammas < 1).tolist()
-    return [[layer, head, float(gammas[layer, head])] for layer, head in places]

@@ -26,6 +26,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
+    if path.name == "__main__.py":
+        return "__main__"  # what is run by name, and nobody imports
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

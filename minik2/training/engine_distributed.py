@@ -1,0 +1,146 @@
+"""The torch engine on several ranks: each with its share of the batch, of the weights, of experts.
+
+Unusual here: every method is called by all ranks at once, with the same arguments, and returns the
+same. What is saved are whole tensors under the checkpoint's names, so a run goes on with another
+number of ranks, or one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from minik2 import checkpoint, initial
+from minik2.config import ModelConfig
+from minik2.pytorch import distributed
+from minik2.pytorch.distributed import ShardedModel
+from minik2.pytorch.model import Model
+from minik2.training import engines
+from minik2.training.engine_pytorch import Array, PyTorchEngine, Saved
+from minik2.training.engines import Batch
+from minik2.training.ranks import Ranks
+from minik2.training.settings import Settings
+
+
+class DistributedEngine(PyTorchEngine):
+    """`engines.Engine` over the ranks of PyTorch's process group; expert: ranks that share experts.
+
+    Raises ValueError for a batch that the ranks cannot share evenly, and what `Mesh` and
+    `ShardedModel.spread` raise.
+    """
+
+    muon_clip = distributed.ShardedMuonClip
+    model: ShardedModel
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        settings: Settings,
+        device: str,
+        saved: Saved,
+        group: Ranks,
+        expert: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if settings.batch % group.count:
+            raise ValueError(
+                f"A batch of {settings.batch} windows cannot be shared evenly among {group.count} "
+                f"ranks; choose a --batch that is a multiple of {group.count}."
+            )
+        self.group, self.mesh = group, distributed.Mesh(torch.device(device).type, expert)
+        super().__init__(cfg, settings, device, saved, dtype)
+
+    def _make_model(self, saved: Saved, dtype: torch.dtype) -> ShardedModel:
+        cfg, seed = self.cfg, self.settings.seed
+
+        def drawn(name: str, shape: tuple[int, ...]) -> Array:
+            return initial.tensor(name, shape, cfg, seed)
+
+        source = checkpoint.open_checkpoint(saved[0], cfg) if saved else None
+        value = drawn if source is None else lambda name, shape: source[name]
+        return ShardedModel.spread(cfg, self.mesh, self.device, dtype, value)
+
+    def _own(self, rows: Array) -> Array:
+        """This rank's share of a batch."""
+        return np.array_split(rows, self.group.count)[self.group.rank]
+
+    def gradients(self, batches: Sequence[Batch]) -> float:
+        self.watch.reset()
+        self.optimizer.zero_grad()
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for number, (tokens, targets) in enumerate(batches, 1):
+            # Gradients travel once a step, with the last batch.
+            self.model.travel(number == len(batches))
+            loss = self.model.loss(self._own(tokens), self._own(targets),
+                                   self.settings.balance_alpha, watch=self.watch)  # fmt: skip
+            (loss / len(batches)).backward()
+            total += loss.detach()
+        dist.all_reduce(total)
+        dist.all_reduce(self.watch.max_logits, dist.ReduceOp.MAX)
+        dist.all_reduce(self.watch.loads)
+        return total.item() / len(batches) / self.group.count
+
+    def norm(self) -> float:
+        squares = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for gradient in distributed.gradients(self.model):
+            squares += gradient.double().square().sum()
+        dist.all_reduce(squares)
+        return engines.length(squares.item())
+
+    def shorten(self, factor: float) -> None:
+        torch._foreach_mul_(list(distributed.gradients(self.model)), factor)
+
+    def not_finite(self) -> str | None:
+        found = ""
+        for name, p in self.model.named_parameters():
+            for kind, tensor in (("weight", p.detach()), ("gradient of", p.grad)):
+                if tensor is not None and not found:
+                    size = float(distributed.local(tensor).norm())
+                    found = "" if engines.usable(size) else f"{kind} {name}"
+        return next(filter(None, self.group.texts(found)), None)
+
+    def loss(self, tokens: Array, targets: Array) -> float:
+        shared = len(tokens) % self.group.count == 0
+        with torch.no_grad():
+            mine = (self._own(tokens), self._own(targets)) if shared else (tokens, targets)
+            loss = self.model.loss(*mine).double()
+        self.model.let_go()
+        dist.all_reduce(loss)
+        return loss.item() / self.group.count
+
+    def continued(self, tokens: Array, count: int, temperature: float, seed: int) -> Array:
+        # A text is a token at a time: too little for several ranks to share.
+        model = Model.empty(self.cfg, self.device, self.model.lm_head.weight.dtype)
+        with torch.no_grad():
+            for (_, own), whole in zip(model.weights.items(), self.model.whole_weights().values(),
+                                       strict=True):  # fmt: skip
+                own.copy_(whole)
+            return model.generate(tokens[None], count, temperature, seed)[0].cpu().numpy()
+
+    def weights(self) -> dict[str, Array]:
+        return {n: t.detach().cpu().numpy() for n, t in self.model.whole_weights().items()}
+
+    def optimizer_state(self) -> dict[str, Array]:
+        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        state = {}
+        for name, p in self.model.named_parameters():
+            for kind, tensor in owners[p].state[p].items():
+                whole = tensor if kind == "step" else self.model.whole(
+                    name, distributed.local(tensor))  # fmt: skip
+                state[f"{name}/{kind}"] = whole.detach().cpu().numpy()
+        return state
+
+    def _load(self, state: Mapping[str, Array]) -> None:
+        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        parameters = dict(self.model.named_parameters())
+        for key, array in state.items():
+            name, _, kind = key.rpartition("/")
+            p, tensor = parameters[name], torch.from_numpy(array)
+            if kind != "step":
+                tensor = self.model.part(name, tensor).to(self.device)
+                if kind != "momentum_buffer":  # AdamW's are of its parameters' kind
+                    tensor = distributed.sharded(tensor, p)
+            owners[p].state[p][kind] = tensor
