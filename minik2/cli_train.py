@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections import deque
@@ -26,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from minik2.terminal import INTERRUPTED, plain
+from minik2.terminal import INTERRUPTED, command, plain
 
 if TYPE_CHECKING:
     from minik2.config import ModelConfig
@@ -142,13 +138,13 @@ def train(
     try:
         _train(ctx.params, as_json)
     except (ValueError, OSError) as error:
-        from minik2.training import ranks
+        from minik2.training.ranks import speaks
 
-        if ranks.speaks(error):
+        if speaks(error):
             raise
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print(f"Stopped before training. The same command again:\n  {_command()}",
+        print(f"Stopped before training. The same command again:\n  {command()}",
               file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
@@ -170,7 +166,7 @@ def _train(given: dict[str, Any], as_json: bool) -> None:
             outcome = training.train(cfg, settings, corpus, out, habits, shown.tell)
         except KeyboardInterrupt:
             shown.say(f"Stopped at once. {shown.saved or 'Nothing was saved yet'}; "
-                      f"the same command goes on from there:\n  {_command()}")
+                      f"the same command goes on from there:\n  {command()}")
             raise typer.Exit(INTERRUPTED) from None
     if ranks.follows():
         raise typer.Exit(INTERRUPTED if outcome.interrupted else 0)
@@ -180,7 +176,7 @@ def _train(given: dict[str, Any], as_json: bool) -> None:
           else "\n".join(lines))
     if outcome.interrupted:
         where = f"and saved at step {outcome.step}" if outcome.step else "before the first step"
-        print(f"Interrupted, {where} of {settings.steps}. To go on from there:\n  {_command()}",
+        print(f"Interrupted, {where} of {settings.steps}. To go on from there:\n  {command()}",
               file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
 
@@ -312,14 +308,3 @@ def _plot(runs: list[Path], output: Path | None, as_json: bool) -> None:
     path = output or (runs[0] / "run.png" if len(runs) == 1 else Path("runs.png"))
     picture.write(path)
     print(json.dumps({"picture": str(path)}) if as_json else f"The picture is {path}.")
-
-
-def _command() -> str:
-    """This command as it can be typed again, by the shortest name that finds it."""
-    program, *words = sys.argv
-    if program.endswith(".py"):  # called as python -m minik2
-        program, words = sys.executable, ["-m", "minik2", *words]
-    if shutil.which(Path(program).name) == program:
-        program = Path(program).name
-    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join([program, *words])

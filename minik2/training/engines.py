@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from minik2.config import ModelConfig
-from minik2.training.ranks import Ranks
+from minik2.training.ranks import ALONE, Ranks
 from minik2.training.settings import Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,7 +72,7 @@ def make(
     settings: Settings,
     device: str,
     saved: tuple[str, Mapping[str, Array]] | None,
-    group: Ranks,
+    group: Ranks = ALONE,
     expert_ranks: int = 1,
 ) -> Engine:
     """The engine that `settings` names, at its start or where a checkpoint left it.

@@ -93,6 +93,9 @@ class Ranks:
         return error
 
 
+ALONE = Ranks()
+
+
 class _Launched(Ranks):
     """One of several, in PyTorch's process group."""
 
@@ -160,7 +163,7 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises RankError where the others cannot be met.
     """
     if not launched():
-        yield Ranks()
+        yield ALONE
         return
     import torch
     import torch.distributed as dist
