@@ -9,7 +9,8 @@
 #   questions with two answers;
 # - say which wrong router shows in the loss, and which one has run in
 #   well-known engines without being noticed;
-# - write V3's choice by groups, and say what K2 gains by leaving it out;
+# - write V3's choice by groups, which K2 leaves out, and count the sets
+#   of experts that it forbids;
 # - write the rule that moves the bias, which no gradient reaches;
 # - add the shared expert, and measure what it carries.
 
@@ -76,7 +77,7 @@ model_map(["router", "experts", "shared"],
 #
 # Each expert has one number more, its **bias** $b_i$
 # (`e_score_correction_bias`). Section 5 is about where it comes from: it
-# is small, and larger for experts that have had too little to do. Then
+# grows for experts that have had too little to do. Then
 #
 # 1. the $K$ experts with the largest $s_i + b_i$ are *chosen*;
 # 2. each chosen one is *weighed* by its score $s_i$ alone, divided by the
@@ -176,7 +177,7 @@ def choose_and_weigh(
 #
 # This is a small K2 that has read Python source, the one that all lessons
 # share: 16 experts, 4 for each token, and layer 0 without any. It trains
-# the first time and is read from the disk from then on. Its sentence is
+# the first time and is read from the disk from then on. The sentence is
 # two lines of a file that it has never seen.
 
 # %%
@@ -427,17 +428,17 @@ router.load_state_dict({"weight": torch.tensor(rows),
                         "e_score_correction_bias": torch.tensor(push)})
 ours = dense(limited, shares, experts)
 with torch.inference_mode():
-    print("reference - pytorch engine:",
-          error(ours, dense(*router(torch.tensor(many)), experts)))
+    others = {"pytorch engine": dense(*router(torch.tensor(many)), experts)}
     if theirs:
         config = transformers.AutoConfig.for_model(**v3_cfg.to_json())
         oracle = v3.DeepseekV3TopkRouter(config).double()
         oracle.load_state_dict(router.state_dict())
         with patch.object(v3, "torch", double):
             _, weights, indices = oracle(torch.tensor(many))
-        print("reference - transformers:  ",
-              error(ours, dense(indices, weights, experts)))
-        assert error(ours, dense(indices, weights, experts)) < 1e-12
+        others["transformers"] = dense(indices, weights, experts)
+for name, gates in others.items():
+    print(f"reference - {name:<15} {error(ours, gates):.0e}")
+    assert error(ours, gates) < 1e-12
 
 # %% [markdown] exercise="router.group_limited"
 # Write V3's choice for any number of groups: which experts does each
@@ -508,7 +509,7 @@ def group_limited(
 # which experts are chosen is a jump, and a jump has no slope.
 
 # %%
-loads = np.array([3, 0, 2, 2, 1])  # 4 tokens, 2 experts each
+loads = np.array([3, 0, 2, 3])  # 4 tokens, 2 of 4 experts each
 print("even share", loads.mean(), " signs", np.sign(loads.mean() - loads))
 
 # %% [markdown]
@@ -607,8 +608,8 @@ def with_shared_expert(
     """What a layer's experts say together.
 
     x: (T, D); gates: (T, E), scaled already; gate_up: (E, 2I, D) and
-    down: (E, D, I), the routed experts; shared_gate_up: (2S, D) and
-    shared_down: (D, S), the shared one of width S. Returns (T, D).
+    down: (E, D, I), the routed experts; shared_gate_up: (2J, D) and
+    shared_down: (D, J), the shared one of width J. Returns (T, D).
     """
     def one(gate_up, down):
         gate, up = np.split(x @ gate_up.T, 2, axis=1)
@@ -698,7 +699,7 @@ plots.shared_part(*np.transpose(lengths), losses, list(routers))
 # The model was trained with both, so this says what each carries here,
 # and not what a model trained without it would lose. What all tokens need
 # can be learned once, in the shared expert, and leave the routed ones free
-# for what differs: so say the papers that introduced it (DeepSeekMoE,
+# for what differs: so says the paper that introduced it (DeepSeekMoE,
 # arXiv 2401.06066).
 
 # %% [markdown]
@@ -776,8 +777,8 @@ for name in ("moonlight-16b-a3b", "kimi-k2", "deepseek-v3"):
 # <div class="alert alert-success">
 #
 # **Takeaway.** The bias answers *who*, the scores answer *how much*, and
-# the shared expert is asked neither. Mix the answers up, and everything
-# runs, the loss hardly moves, and it is another model.
+# the shared expert is asked neither. Let the bias into the weights, and
+# everything runs, the loss hardly moves, and it is another model.
 #
 # </div>
 #
