@@ -44,9 +44,9 @@ def error(a, b):
 # ## What you have, and what you will add
 #
 # In lesson 01 a head had three matrices of its own, for queries, keys and
-# values. In K2 these come from two small vectors, the latents, and most of
-# what makes them is shared by all heads. That is *Multi-head Latent
-# Attention*, MLA.
+# values, which read the token's whole vector. In K2 they read two small
+# vectors instead, the latents, and these are the same for all heads. That
+# is *Multi-head Latent Attention*, MLA.
 #
 # In answers you may use NumPy, your other answers, and four functions:
 # `softmax` and `rotate` below, which are lesson 01's, and `rms_norm` and
@@ -122,8 +122,9 @@ print("singular values", np.linalg.svd(keys_and_values)[1])
 # Does it hurt? Take the keys and values of all heads that layer 1 of the
 # trained model makes of 2,048 tokens, as one matrix. Keeping its $r$
 # largest singular values and dropping the rest is the best that any
-# latent of $r$ numbers could do (Eckart and Young). What is lost of the
-# matrix's length is the root of the share that the dropped squares had.
+# latent of $r$ numbers could do (Eckart and Young). A matrix's length is
+# the root of all its numbers' squares, summed. The squares of its singular
+# values have the same sum, so the dropped ones say what is lost of it.
 
 # %%
 def lost(matrix):
@@ -197,8 +198,8 @@ plots.rank(lost(made), lost(full), losses, latents)
 #   \tilde c = \text{first } C \text{ numbers of } W^{DKV} x$$
 #
 # with $\odot$ the product number by number and $\epsilon$ a small
-# constant, `rms_norm_eps`. Whatever the size of $x$, the latent comes out
-# of it with the size that $g$ gives it. DeepSeek-V2 put norms behind its
+# constant, `rms_norm_eps`. However large $x$ was, the latent has the size
+# that $g$ gives it. DeepSeek-V2 put norms behind its
 # latents because a low rank changes the size of what comes out, and
 # training is to stay stable.
 #
@@ -349,9 +350,9 @@ plots.one_matrix(distances, plain, zero, best)
 
 # %% [markdown]
 # At distance 0 nothing is turned and the first matrix is exact. From
-# distance 1 on it is wrong, by an amount that hangs on the distance. The
-# mean of the matrices is wrong everywhere: averaging takes out of every
-# fast pair what it had to say.
+# distance 1 on it is wrong, by an amount that depends on the distance. The
+# mean of the matrices is wrong everywhere: a pair that turns fast points
+# everywhere in turn, and the mean of that is next to nothing.
 #
 # So there is a choice: positions, or keys that need not be formed.
 
@@ -428,7 +429,8 @@ def split_and_rotate(
 # mean of each over all pairs at the same distance. Of the four heads of
 # layer 2, it is the one whose rotary part depends most on distance alone.
 # The rotary part knows more than the distance, since its query and key are
-# made from what the tokens are. The other part has no way to know it.
+# made from what the tokens are. The other part is told nothing of it; all
+# it could know is what earlier layers have left in $x$.
 
 # %%
 inside = saved[2]["self_attn"]["attention"]
@@ -444,8 +446,9 @@ plots.two_parts(parts[0][head], parts[1][head], head, layer=2)
 # One part is left: queries have a latent as well, with a norm. It saves
 # nothing in the cache, since queries are not kept. DeepSeek-V2 names as
 # its reason that training has less to store; it saves parameters, too.
-# And the softmax has a scale of $1/\sqrt{N+R}$, the length of the vectors
-# that are multiplied. (With YaRN there is a factor more: lesson 04.)
+# And the softmax has a scale of $1/\sqrt{N+R}$, since the two vectors that
+# are multiplied have $N + R$ numbers each. (With YaRN there is a factor
+# more: lesson 04.)
 #
 # The block from end to end, a head and a token at a time, without haste:
 
@@ -531,7 +534,7 @@ def forward(
 # softmax, means, and `o_proj`.
 
 # %% [markdown]
-# Now one held-out text through layer 1, five ways: the loops above, both
+# Now one held-out text through layer 1, four ways: the loops above, both
 # engines of this course, and the block that Hugging Face's transformers
 # has for DeepSeek-V3. All of them take the same trained weights, in
 # float64.
@@ -660,8 +663,8 @@ print(f"weights of a layer: {sum(ours.values()) / 1e6:.1f} million, "
       f"without latents {sum(plain.values()) / 1e6:.1f}")
 print(f"kept of a token in a layer: {cache.numbers} numbers, without the "
       f"latent {cache.others['MHA'][0]:,}")
-print(f"that is what {cache.numbers / (2 * k2.qk_nope_head_dim)} heads of "
-      f"{k2.qk_nope_head_dim} keep")
+print(f"as much as keys and values of {k2.qk_nope_head_dim} numbers from "
+      f"{cache.numbers / (2 * k2.qk_nope_head_dim)} heads")
 plots.projections(ours, plain, "K2")
 
 # %% [markdown]
@@ -687,12 +690,13 @@ plots.projections(ours, plain, "K2")
 # <details><summary>Answer</summary>
 #
 # The matrices that lead down do not know how many heads there are; the
-# other three halve. A head costs $192 \cdot 1536 + 256 \cdot 512 + 128
-# \cdot 7168 \approx 1.3$ million weights, so 64 heads fewer save **about
-# 90 million of 190**. In the cache they save **nothing**: latent and
-# rotary key are the same for any number of heads. What fewer heads do
-# save there is work, in every step, on a long context (K2's report,
-# §2.3). The cell below counts both.
+# other three halve. A head costs
+# $192 \cdot 1536 + 256 \cdot 512 + 128 \cdot 7168 \approx 1.3$ million
+# weights, so 64 heads fewer save **about 90 million of 190**.
+# In the cache they save **nothing**: latent and rotary key are the same
+# for any number of heads. What fewer heads do save there is work, in
+# every step, on a long context (K2's report, §2.3). The cell below counts
+# both.
 #
 # </details>
 

@@ -351,7 +351,7 @@ SPLIT_AND_ROTATE = Exercise(
     title="The decoupled rotary part",
     difficulty=3,
     minutes=15,
-    why="One rotary key for all heads is what lets K2 cache 64 more numbers a token, not 4,096.",
+    why="One rotary key for all heads: K2 caches 64 more numbers a token and layer, not 4,096.",
     signature="split_and_rotate(q, k_nope, compressed, positions, theta)"
               " -> (T, H, N + R), (T, H, N + R)",
     axes="T H d",

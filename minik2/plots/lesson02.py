@@ -125,7 +125,7 @@ def one_matrix(distances: Sequence[int], plain: Array, zero: Array, mean: Array)
               label="rotated, the mean of all matrices")
     axes.plot(distances, plain, "^-", color=LATENT, markersize=5,
               label=f"not rotated, its one matrix: at most {plain.max():.0e}")
-    axes.set(ylim=(-0.05, None), xlabel="tokens between query and key",
+    axes.set(ylim=(-0.05, None), xlabel="distance of query and key, tokens",
              ylabel="error of the scores, relative")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8.5)
     return figure
@@ -155,7 +155,7 @@ def two_parts(nope: Array, rotary: Array, head: int, layer: int) -> Picture:
     for name, colour in (("no position", LATENT), ("rotary", ROTARY)):
         axes[2].plot(by_distance[name][: size // 2], color=colour, linewidth=1.8, label=name)
     axes[2].axhline(0, color=FAINT, zorder=0)
-    axes[2].set(xlabel="tokens between query and key", ylabel="mean score",
+    axes[2].set(xlabel="distance of query and key, tokens", ylabel="mean score",
                 title="means along the diagonals")
     axes[2].legend(fontsize=8.5)
     return figure
