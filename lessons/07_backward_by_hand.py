@@ -64,12 +64,18 @@ def autograd(f, dy, *inputs):
 # itself; today you do it by hand, for the parts of which K2 is made, and
 # it will turn out to be a page of formulas.
 #
+# Three helpers stand in the cell above. `off` is the largest error of an
+# array relative to its largest number, `agree` prints it for pairs of
+# arrays and insists that it is small, and `autograd` asks PyTorch for the
+# gradients of a function.
+#
 # In answers you may use NumPy, your other answers, and `wave` of
 # section 1. `minik2 check` runs these and none of the lesson's other
 # cells.
 
 # %%
-model_map(["backward", "attention", "router", "experts"], "Going back")
+model_map(["backward", "loss", "attention", "latent", "rope", "router",
+           "experts", "shared"], "Today: the way back through all of it")
 
 # %% [markdown]
 # The numbers come from the small trained model of these lessons, in
@@ -94,8 +100,8 @@ _, saved_loss = loss.forward(logits, targets, cfg)
 #
 # A part's **backward pass** is given $dy$ of its output and returns $dx$
 # of its input and $dW$ of its weights. It need not know what the loss is.
-# To look at one part by itself we take the simplest loss that has a
-# chosen $dy$: $L = \sum dy \cdot y$.
+# To look at one part by itself we choose some $dy$ and take the simplest
+# loss that has it, $L = \sum dy \cdot y$ over all numbers.
 #
 # The smallest part is a product, $y = x W^\top$, so
 # $y_{ti} = \sum_j x_{tj} W_{ij}$. Every $x_{tj}$ goes into all $y_{ti}$
@@ -144,7 +150,6 @@ dy, along = rng.normal(size=(2, *x.shape))
 along *= np.linalg.norm(x) / np.linalg.norm(along)
 exact = along @ autograd(lambda x: F.rms_norm(
     x, x.shape, torch.tensor(weight), eps), dy, x)[0]
-
 terms = np.linalg.norm(dy * rms_norm(x, weight, eps)) / abs(exact)
 
 steps, errors = 10.0 ** np.arange(0, -12.5, -0.5), {}
@@ -159,7 +164,7 @@ plots.step_sizes(steps, errors, terms)
 # %% [markdown]
 # The lowest point lies where both errors are about equal, near
 # $h = \sqrt[3]{\varepsilon}$, and what is left there is about
-# $\varepsilon^{2/3}$. In float64 that leaves nine or ten good digits; in
+# $\varepsilon^{2/3}$. In float64 that leaves some ten good digits; in
 # float32 four or five, too few to tell a small mistake from rounding.
 # That is why the engine has a float64 mode: proofs are made in it. (Far
 # to the left the float32 step is lost altogether: $x + h$ is $x$ again,
@@ -170,13 +175,15 @@ plots.step_sizes(steps, errors, terms)
 
 # %% role="setup"
 def wave(x, a, b):
+    """f(x), the sum of b sin(a x). x, a, b: of one shape."""
     return float((b * np.sin(a * x)).sum())
 
 # %% [markdown] exercise="backward.check_gradient"
 # Somebody claims to have the gradient of $f(x)$ = `wave(x, a, b)` at `x`.
 # Find the slope by every number of `x` with central differences, and
-# return the error of the claim: the largest
-# $|\text{claimed} - \text{slope}|$ over the largest $|\text{slope}|$.
+# return the error of the claim as one number: the largest
+# $|\text{claimed} - \text{slope}|$ over the largest $|\text{slope}|$ of
+# all. Mind that `x` may have one axis or two.
 #
 # (You could write down the derivative of a sine. A check that knows the
 # answer would be no check, though.)
@@ -185,10 +192,7 @@ def wave(x, a, b):
 def check_gradient(
     x: np.ndarray, a: np.ndarray, b: np.ndarray, claimed: np.ndarray
 ) -> float:
-    """max |claimed - slope| / max |slope|, for f(x) = wave(x, a, b).
-
-    x: float64, with one axis or two; a, b, claimed: of the same shape.
-    """
+    """max |claimed - slope| / max |slope|; all (D,), or all (T, D)."""
     slopes, h = np.zeros_like(x), 1e-5
     for i in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()
@@ -377,8 +381,6 @@ d = d.reshape(*tokens.shape, cfg.num_attention_heads, cfg.v_head_dim)[0]
 # %%
 keys = below["self_attn"]["attention"]
 c = keys["scale"]
-
-
 pick = int(np.abs(d).max(axis=(0, 2)).argmax())
 q, k, v = (keys[name][0, :, pick] for name in "qkv")
 P, dP = causal(q, k, v, c)[1], d[:, pick] @ v.T
@@ -511,9 +513,10 @@ agree("by hand - engine", ours, (dx, *grads.values()))
 # stands in no formula here.
 
 # %% [markdown] exercise="backward.router"
-# Write the router's backward pass. `indices` says which experts were
-# chosen, in the order of the columns of `dweights`. The bias is there
-# because the forward pass had it.
+# Write the router's backward pass. Column $k$ of `dweights` is about the
+# experts in column $k$ of `indices`, which are in no particular order, and
+# `scale` is $\kappa$. The bias, which the choice added to the scores, is
+# there because the forward pass had it.
 
 # %% exercise="backward.router"
 def router_backward(
@@ -522,8 +525,8 @@ def router_backward(
 ) -> dict[str, np.ndarray]:
     """Backward of scale * s / (sum of the chosen s), s = sigmoid(x W^T).
 
-    dweights, and indices, the experts it is of: (T, K); x: (T, D); weight:
-    W, (E, D); bias: (E,). Returns {"x": (T, D), "weight": (E, D)}.
+    dweights, indices: (T, K); x: (T, D); weight: W, (E, D); bias: (E,).
+    Returns {"x": (T, D), "weight": (E, D)}.
     """
     scores = 1 / (1 + np.exp(-x @ weight.T))
     chosen = np.take_along_axis(scores, indices, axis=1)
@@ -561,11 +564,10 @@ def router_backward(
 
 # %%
 kept = saved[1]["mlp"]["router"]
-bias = torch.tensor(mlp["gate.e_score_correction_bias"])
+bias = torch.tensor(mlp["gate.e_score_correction_bias"],
+                    requires_grad=True)
 dweights = rng.normal(size=kept["weights"].shape)
 dx, own = router.backward(dweights, kept)
-
-bias.requires_grad = True
 
 
 def route(x, weight):
@@ -592,6 +594,9 @@ print("the bias's gradient in torch:", bias.grad)
 # it. (The cell picks the token whose jump and slope are both easy to
 # see.) A multiple of the token's own vector, added to that expert's row of
 # `gate.weight`, moves its logit and nothing else.
+#
+# `end` is the end of the model, from the last experts to the loss, and
+# back to the gate; `move` shifts one expert's logit for one token.
 
 # %%
 below, mlp = saved[last], model.layers[last]["mlp"]
@@ -639,8 +644,8 @@ plots.tie(shifts, losses, tangents, places, staircase)
 # Left of the tie the expert is not chosen: the loss is flat in its logit,
 # and the gradient says 0. Right of it the gradient says how this expert's
 # weight should change. Both are right, each on its side, and central
-# differences confirm them; at the tie itself they find no slope, but the
-# jump, divided by an ever smaller step.
+# differences confirm them. At the tie itself they find no slope, but the
+# jump divided by an ever smaller step, $10^{-2}$, $10^{-4}$, $10^{-6}$.
 
 # %%
 def difference(shift, h=1e-5):
@@ -703,7 +708,8 @@ for part, own in parts.items():
 # this course's PyTorch engine, through autograd, and transformers, whose
 # DeepseekV3 nobody here wrote. transformers computes a few things in
 # float32 even in a float64 model. For this comparison its files see a
-# torch whose float32 is float64; nothing else of them is changed. (It
+# torch whose float32 is float64, until the notebook is restarted; nothing
+# else of them is changed. (It
 # stacks experts as our twin does, so the twin takes over its gradients
 # and shows them one by one.)
 
@@ -757,7 +763,8 @@ for mode in ("none", "selective", "full"):
 # what is not kept but computed again: norms, SwiGLU, MLA's
 # up-projections and the experts' down-projections; the inputs of the
 # experts' up-projections and of SwiGLU are kept in 8 bits. That is
-# *selective* above, in our count; the report gives no figure of its own.
+# *selective* above, in our count for one sequence of 4,096 tokens; the
+# report gives no figure of its own.
 #
 # </div>
 
