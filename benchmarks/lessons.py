@@ -21,7 +21,7 @@ from benchmarks import records
 from lessons import build, execute
 from minik2.doctor import machine, measure, report
 
-LIMITS = {"00": 150.0, "01": 60.0}
+LIMITS = {"00": 150.0} | {f"{number:02}": 90.0 for number in range(1, 13)}
 # Seconds after which a notebook is stopped.
 STOP = 1800
 

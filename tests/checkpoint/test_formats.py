@@ -4,10 +4,12 @@ make of the same numbers; and whole checkpoints of each format, in both engines.
 import json
 from types import SimpleNamespace
 
+import compressed_tensors
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations import finegrained_fp8
@@ -108,25 +110,24 @@ def test_int4_layout():
 @given(rows=st.integers(1, 40), groups=st.integers(1, 9), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_int4_is_what_compressed_tensors_makes(rows, groups, seed):
-    package = pytest.importorskip("compressed_tensors", reason="the oracle of packed INT4")
-    args = package.quantization.QuantizationArgs(num_bits=4, group_size=32, strategy="group",
+    theirs = compressed_tensors.quantization
+    args = theirs.QuantizationArgs(num_bits=4, group_size=32, strategy="group",
                                                  symmetric=True, type="int")  # fmt: skip
-    scheme = package.quantization.QuantizationScheme(targets=["Linear"], weights=args)
+    scheme = theirs.QuantizationScheme(targets=["Linear"], weights=args)
     weight = matrix((rows, 32 * groups), seed)
     packed, scales = int4.quantize(weight)
     tops = torch.from_numpy(weight.reshape(rows, groups, 32))
-    want, _ = package.quantization.utils.calculate_qparams(tops.amin(2), tops.amax(2), args)
+    want, _ = theirs.utils.calculate_qparams(tops.amin(2), tops.amax(2), args)
     ours = torch.from_numpy(scales.astype(np.float32))
     busy = (tops != 0).any(2)  # a group of zeros may have any scale
     assert torch.equal(ours[busy], want.to(torch.bfloat16).float()[busy])
-    from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor as Theirs
-
+    compressor = PackedQuantizationCompressor
     state = {"weight": torch.from_numpy(weight), "weight_scale": ours,
              "weight_zero_point": torch.zeros_like(ours, dtype=torch.int8)}  # fmt: skip
-    state = Theirs.compress(state, scheme)
+    state = compressor.compress(state, scheme)
     assert np.array_equal(state["weight_packed"].numpy(), packed)
     assert state["weight_shape"].tolist() == [rows, 32 * groups]
-    assert np.array_equal(Theirs.decompress(state, scheme)["weight"].numpy(),
+    assert np.array_equal(compressor.decompress(state, scheme)["weight"].numpy(),
                           int4.dequantize(packed, scales))  # fmt: skip
 
 
