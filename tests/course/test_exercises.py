@@ -151,7 +151,7 @@ def test_other_ways_are_of_exercises_that_exist():
 
 
 def slightly_off(value):
-    """The same with its last number a hundredth, or one, too large."""
+    """The same with its last number a hundredth, or one, too large; the other truth value."""
     if isinstance(value, dict):
         last = list(value)[-1]
         return value | {last: slightly_off(value[last])}
@@ -161,6 +161,8 @@ def slightly_off(value):
         value = value.copy()
         value.flat[-1] = slightly_off(value.flat[-1])
         return value
+    if isinstance(value, np.bool_):
+        return not value  # 1.01 would be True as well
     return value + (1 if isinstance(value, (int, np.integer)) else 0.01 * max(1.0, abs(value)))
 
 
