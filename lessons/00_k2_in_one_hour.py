@@ -320,6 +320,7 @@ for name, array in weights.items():
 # The papers write symbols, files have names. Code, errors and figures of
 # this course use the names of the file; these tables translate. A matrix
 # is stored as (out, in), and the letters of its shape are below.
+# [GLOSSARY.md](../GLOSSARY.md) has the symbols of all lessons.
 #
 # Attention, after `model.layers.l.self_attn.` with `l` the layer:
 #
