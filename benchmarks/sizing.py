@@ -1,12 +1,13 @@
-"""Training memory estimated, then measured: real steps of random configurations on this machine.
+"""Bytes estimated, then measured: real steps of random configurations on this machine.
 
     python -m benchmarks.sizing              print it
     python -m benchmarks.sizing --record     and write results/sizing.json
 
 For each configuration one forward and backward pass and one optimizer step of the PyTorch engine;
 then the bytes of its weights, gradients and optimizer, and of the distinct storages that autograd
-saved, weights and buffers left out. On a GPU the allocator's peak stands beside it. Fails where
-the first three are not equal to the estimate, or the last is further than 5% from it.
+saved, weights and buffers left out. On a GPU the allocator's peak stands beside it. And one
+decoding step, with the bytes of weights and cache that its operations read. Fails where what is
+saved for backward is further than 5% from the estimate, or anything else is not equal to it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import records
+from benchmarks import reads, records
 from minik2 import ModelConfig, pytorch, sizing
 from minik2.doctor import machine
 from minik2.sizing import units
 from minik2.sizing.memory import PLAIN
 
 NAMES = ("parameters", "gradients", "optimizer", "activations")
+READ = ("weights read", "cache read")
+CONTEXT = 48
 ALLOWED = 0.05
 
 
@@ -139,24 +142,33 @@ def compare(count: int, tokens: int, batch: int, device: str) -> list[dict[str, 
         row: dict[str, Any] = {"config": cfg.to_json(), "peak": found.peak}
         for name in NAMES:
             pair = getattr(said, name), getattr(found, name)
-            row[name] = {"estimated": pair[0], "measured": pair[1], "ratio": pair[1] / pair[0]}
+            row[name] = _row(*pair)
+        expected = (4 * sizing.parameters(cfg).read,
+                    sizing.kv_cache_bytes(cfg, CONTEXT, bytes_per_number=4))  # fmt: skip
+        row |= {name: _row(said, got) for name, said, got in zip(
+            READ, expected, reads.decoding(cfg, CONTEXT), strict=True)}  # fmt: skip
         out.append(row)
     return out
 
 
+def _row(estimated: int, measured: int) -> dict[str, float]:
+    return {"estimated": estimated, "measured": measured, "ratio": measured / estimated}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Measured bytes and, in brackets, what they are to the estimate."""
-    lines = [[str(number), *(f"{row[n]['measured']:,} ({row[n]['ratio']:.4f})" for n in NAMES),
+    columns = NAMES + READ
+    lines = [[str(number), *(f"{row[n]['measured']:,} ({row[n]['ratio']:.4f})" for n in columns),
               "" if row["peak"] is None else f"{row['peak']:,}"]
              for number, row in enumerate(rows)]  # fmt: skip
-    return units.table(["measured (of estimate)", *NAMES, "peak"], lines)
+    return units.table(["measured (of estimate)", *columns, "peak"], lines)
 
 
 def shortfalls(rows: list[dict[str, Any]]) -> list[str]:
     """A sentence for each figure that its estimate does not meet."""
     out = []
     for number, row in enumerate(rows):
-        for name in NAMES:
+        for name in NAMES + READ:
             limit = ALLOWED if name == "activations" else 0.0
             if abs(row[name]["ratio"] - 1) > limit:
                 out.append(f"Configuration {number}: {name} measured {row[name]['measured']:,} B, "
