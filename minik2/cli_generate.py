@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minik2.terminal import INTERRUPTED, plain
+
+PATIENCE = 2.0  # seconds without a token, after which it is said why
 
 if TYPE_CHECKING:
     from minik2.config import ModelConfig
@@ -70,6 +73,9 @@ def generate(
     built = _load(engine, directory, cfg)
 
     said = Said(reader.stream(ids), ends, list(stop or []), live=not as_json)
+    patience = threading.Timer(PATIENCE, said.explain)
+    patience.daemon = True
+    patience.start()
     try:
         built.generate(asked.prompt, room, temperature, seed, top_k, top_p, ends,
                        on_token=said.take)  # fmt: skip
@@ -77,6 +83,8 @@ def generate(
         pass
     except KeyboardInterrupt:
         said.ended = "interrupted"
+    finally:
+        patience.cancel()
     said.close()
     if as_json:
         print(json.dumps({"prompt": prompt, **said.to_dict(len(ids))}, indent=2))
@@ -121,6 +129,12 @@ class Said:
             self.ended = "end token"
             return
         self._hear(self.stream.add(token))
+
+    def explain(self) -> None:
+        """Why nothing has come yet, should that be so."""
+        if self.first is None:
+            print("Reading the prompt; an engine's first pass takes some 15 s more where its loops "
+                  "are still to be compiled.", file=sys.stderr)
 
     def close(self) -> None:
         """Show what was held back."""

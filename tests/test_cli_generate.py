@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """call("--seed", 3) -> (exit status, output, errors) of `minik2 generate`."""
+    monkeypatch.setattr(cli_generate, "PATIENCE", 600.0)  # however busy the machine is
     return partial(commands.call, monkeypatch, capsys, "generate")
 
 
@@ -46,6 +48,21 @@ def wanted(folder, prompt, count, **how):
     ids = np.frombuffer(prompt.encode(), np.uint8)[None]
     model = reference.Model.from_pretrained(folder)
     return model.generate(ids, count, **how)[0, ids.size :].tolist()
+
+
+def test_a_long_silence_is_explained_once(call, folder, monkeypatch):
+    monkeypatch.setattr(cli_generate, "PATIENCE", 0.0)
+    read = reference.Model.generate
+
+    def late(*arguments, **named):
+        time.sleep(0.2)
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(reference.Model, "generate", late)
+    status, out, err = call("--model", folder, "--prompt", "def f", "--max-new-tokens", 3,
+                            "--engine", "reference")  # fmt: skip
+    assert status == 0 and out == bytes(wanted(folder, "def f", 3)).decode() + "\n"
+    assert err.count("Reading the prompt; ") == 1
 
 
 @engines
