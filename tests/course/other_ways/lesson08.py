@@ -124,7 +124,7 @@ def step_in_torch(W, M, G, lr, momentum, weight_decay):
     """With the operations of torch.optim.Muon, in float32 where it takes bfloat16."""
     W, M, G = (torch.tensor(x) for x in (W, M, G))
     M.lerp_(G, 1 - momentum)
-    update = newton_schulz_in_torch(G.lerp(M, momentum), 5)
+    update = newton_schulz_in_torch(G.lerp(M, momentum).numpy(), 5)
     size = lr * scale_in_torch(*W.shape)
     return {"weight": W * (1 - lr * weight_decay) - size * update, "momentum": M}
 
