@@ -179,10 +179,14 @@ assert abs(losses[latents] - model.loss(tokens, targets)) < 1e-9
 plots.rank(lost(made), lost(full), losses, latents)
 
 # %% [markdown]
-# The dashed line is what keys and values look like that came through no
-# bottleneck: cut to the same rank, more of them would be lost. A model
-# has to be *trained* through its bottleneck. It cannot be squeezed
-# afterwards for nothing.
+# The dashed line is what numbers look like that came through no
+# bottleneck: cut to the same rank, more of them is lost. (They are made
+# by random matrices, not by a model that was trained without latents.)
+#
+# On the right is the loss's own answer, and it need not agree with the
+# left. Read the two printed lists at half the latent: a fair part of the
+# length is gone there, and what the model pays for it is another number.
+# The largest directions come first, and not all length matters alike.
 
 # %% [markdown]
 # ## 2. Down, norm, up: head by head
@@ -194,11 +198,11 @@ plots.rank(lost(made), lost(full), losses, latents)
 # RMSNorm with weights $g$, `kv_a_layernorm`:
 #
 # $$c = g \odot \frac{\tilde c}{\sqrt{\frac1C \sum_i \tilde c_i^2 +
-#   \epsilon}}, \qquad
-#   \tilde c = \text{first } C \text{ numbers of } W^{DKV} x$$
+#   \epsilon}}, \qquad \tilde c = W^{DKV} x$$
 #
-# with $\odot$ the product number by number and $\epsilon$ a small
-# constant, `rms_norm_eps`. However large $x$ was, the latent has the size
+# with $W^{DKV}$ the first $C$ rows of `kv_a_proj_with_mqa`, $\odot$ the
+# product number by number and $\epsilon$ a small constant, `rms_norm_eps`.
+# However large $x$ was, the latent has the size
 # that $g$ gives it. DeepSeek-V2 put norms behind its
 # latents because a low rank changes the size of what comes out, and
 # training is to stay stable.
