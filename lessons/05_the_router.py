@@ -539,6 +539,7 @@ plots.rule_at_work(*map(np.array, zip(*history, strict=True)))
 # %% [markdown] exercise="router.bias_update"
 # Write one step of the rule. The loads are not given: count them from the
 # gates that your router returns.
+# Return a new array, and leave the old bias as it is.
 
 # %% exercise="router.bias_update"
 def bias_update(
@@ -548,14 +549,16 @@ def bias_update(
 
     bias: (E,); gates: (T, E), 0 where a token does not go; speed: how
     far a bias moves. Returns the new (E,): up by speed for an expert
-    with less than the mean load, down for one with more.
+    with less than the mean load, down for one with more. An expert with
+    exactly the mean load stays.
     """
     loads = (gates != 0).sum(axis=0)
     return bias + speed * np.sign(loads.mean() - loads)
 
 # %% [markdown] hints="router.bias_update"
 # A load is a number of tokens. Which part of a gate says that a token
-# came, and which part says how much it listened?
+# came, and which part says how much it listened? And must the bias of an
+# expert with too little to do rise or fall?
 #
 # ---
 #
@@ -564,8 +567,9 @@ def bias_update(
 #
 # ---
 #
-# `np.sign(mean - loads)` is 1, 0 or -1. Add it to the bias, times the
-# speed, in a new array.
+# The size of the error does not matter, its sign does.
+# `np.sign(mean - loads)` is 1 for idle experts, -1 for busy ones and 0
+# for an even load. Add it to the bias, times the speed, in a new array.
 #
 # ---
 #

@@ -62,7 +62,7 @@ def error(a, b):
 # lesson's other cells.
 
 # %%
-model_map(["router", "experts", "shared"],
+model_map(["router", "experts"],
           "Today: the chosen experts work, and all get chosen")
 
 # %% [markdown]
@@ -541,50 +541,18 @@ for layer in range(cfg.first_k_dense_replace, cfg.num_hidden_layers):
 # it, and neither does its score. Chosen experts improve, and with them the
 # reasons to choose them. The others stay as they are.
 #
-# The cure of DeepSeek-V3, whose router K2 takes over, is not a loss. To
-# the scores it adds a bias for each expert, for the choice alone; the
-# weights do not see it (lesson 05). After each step, the bias of every
-# expert with more than the mean load falls by a fixed `speed`, and that
-# of every expert with less rises by it:
+# The cure is the bias of lesson 05: DeepSeek-V3's, whose router K2 takes
+# over. It is not a loss. It is added to the scores for the choice alone,
+# and after each step it moves against the load by a fixed `speed`:
 #
 # $$b_e \leftarrow b_e + \mathrm{speed} \cdot \mathrm{sign}\big(
 #   \mathrm{mean}(\mathrm{load}) - \mathrm{load}_e\big)$$
-
-# %% [markdown] exercise="router.update_bias"
-# Write one step of the bias. Return a new array and leave the old one
-# as it is.
-
-# %% exercise="router.update_bias"
-def update_bias(bias: np.ndarray, loads: np.ndarray,
-                speed: float) -> np.ndarray:
-    """One step of the correction bias against the load.
-
-    bias: (E,); loads: (E,) of int, pairs of the last step; speed: how
-    far a bias moves. An expert with exactly the mean load stays.
-    Returns the new bias, (E,).
-    """
-    return bias + speed * np.sign(loads.mean() - loads)
-
-# %% [markdown] hints="router.update_bias"
-# An expert with too little to do should be chosen more often. Must its
-# bias rise or fall?
 #
-# ---
-#
-# The size of the error does not matter, its sign does. Which function
-# gives 1, 0 and -1?
-#
-# ---
-#
-# `np.sign(loads.mean() - loads)` is 1 for idle experts, -1 for busy ones
-# and 0 for an expert with exactly its share.
-#
-# ---
-#
-# The old bias, plus the speed times the sign.
+# Lesson 05 wrote it, and ran it on scores that stood still. Now the
+# scores learn while it works.
 
 # %% [markdown]
-# Now an experiment. The model is `small` with two layers, one of them
+# The experiment: the model is `small` with two layers, one of them
 # with experts, fresh from its random start. It is trained three times on
 # the same text: without the bias; without it to half of the way, and with
 # it from there; and with it always. V3's speed is 0.001, for a training

@@ -137,7 +137,8 @@ print("slope of L by W[0, 1]:", (up - down) / 0.002)
 #
 # Here is their sum, for an RMSNorm of the trained model and one of its
 # tokens, moved along a random direction that is as long as the token.
-# What is right, PyTorch says.
+# What is right, PyTorch says. (`terms` is how much larger than the
+# slope the terms are of which it is the sum: rounding is of their size.)
 
 # %%
 def rms_norm(x, weight, eps):
@@ -666,7 +667,7 @@ print("at the tie:", *(f"{difference(0, 10**-n):,.0f}" for n in (2, 4, 6)))
 # So a router learns how much, and never whom. Gradients make a chosen
 # expert's score rise or fall until another one overtakes it, and nothing
 # told them that this was near. That is why the bias needs a rule of its
-# own, the one of lesson 06, which counts tokens and asks no gradient.
+# own, the one of lesson 05, which counts tokens and asks no gradient.
 #
 # ## 6. All of it
 #
@@ -706,10 +707,11 @@ for part, own in parts.items():
 #
 # We hold it against two others that find their gradients by themselves:
 # this course's PyTorch engine, through autograd, and transformers, whose
-# DeepseekV3 nobody here wrote. transformers computes a few things in
-# float32 even in a float64 model. For this comparison its files see a
-# torch whose float32 is float64, until the notebook is restarted; nothing
-# else of them is changed. (It
+# DeepseekV3 nobody here wrote.
+#
+# transformers computes a few things in float32 even in a float64 model.
+# For this comparison its files see a torch whose float32 is float64,
+# until the notebook is restarted; nothing else of them is changed. (It
 # stacks experts as our twin does, so the twin takes over its gradients
 # and shows them one by one.)
 

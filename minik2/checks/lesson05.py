@@ -536,6 +536,17 @@ BIAS_UPDATE = Exercise(
               Moonlight's rule (arXiv 2502.16982, appendix C), and it leads to the same choices;
               here V3's plain one is asked for.""",
               "Can the bias of an expert that has exactly its share move under V3's rule?"),
+        wrong("one_side_only",
+              (partial(_bias_update, step=lambda n, speed: speed * (n < n.mean())),
+               partial(_bias_update, step=lambda n, speed: -speed * (n > n.mean()))),
+              """Only one side moves: either the idle rise and the busy stay, or the busy fall and
+              the idle stay.""",
+              "What happens to an expert above the mean, and what to one below it?"),
+        wrong("bias_multiplied", lambda bias, gates, speed: (
+            bias * (1 + _sign(_counts(gates), speed))),
+              """The bias is multiplied by the step. Biases begin at 0, and would stay there; and a
+              negative one would move the wrong way.""",
+              "What becomes of a bias of 0?"),
         wrong("change_only", lambda bias, gates, speed: _sign(_counts(gates), speed),
               """This is the step alone. The new bias is the old one plus the step.""",
               "What is the bias after a step in which every load was even?"),

@@ -278,7 +278,7 @@ GROUPED_SWIGLU = Exercise(
     title="The experts' products, in Numba",
     difficulty=3,
     minutes=20,
-    why="Of every hundred parameters of K2, 98 stand in these matrices of its experts.",
+    why="Of every hundred parameters of K2, 99 stand in these matrices of its experts.",
     signature="grouped_swiglu(rows, offsets, gate_up_proj, down_proj) -> (P, D)",
     axes="P D",
     cases=_swiglu_cases,
@@ -445,13 +445,12 @@ def _against_the_least(loads: Array) -> float:
         return float(loads.max() / np.float64(loads.min()) - 1)
 
 
-def _loads(rng: np.random.Generator, experts: int, mean: int, *, even: int = 0) -> Array:
-    """(E,) counts of this mean, `even` of them exactly the mean; no two halves alike."""
+def _loads(rng: np.random.Generator, experts: int, mean: int) -> Array:
+    """(E,) counts of this mean, none of them exactly the mean; no two halves alike."""
     while True:
-        share = rng.dirichlet(np.full(experts - even, 1.5))
-        loads = rng.multinomial(mean * (experts - even), share)
+        loads = rng.multinomial(mean * experts, rng.dirichlet(np.full(experts, 1.5)))
         if (loads != mean).all() and np.ptp(loads) > mean // 3:
-            return rng.permutation(np.concatenate([loads, np.full(even, mean)])).astype(np.int64)
+            return loads.astype(np.int64)
 
 
 def _violation_cases(rng: np.random.Generator) -> list[Case]:
@@ -504,97 +503,5 @@ MAXIMUM_VIOLATION = Exercise(
               """This is the standard deviation over the mean: how uneven the loads are altogether,
               not how far the busiest is above the mean.""",
               "Which single number says how long the slowest one takes?"),
-    ),
-)
-
-
-def _update_bias(
-    bias: Array, loads: Array, speed: float, *, step: Any = None
-) -> Array:
-    sign = np.sign(loads.mean() - loads) if step is None else step(loads)
-    return bias + speed * sign
-
-
-def _bias_cases(rng: np.random.Generator) -> list[Case]:
-    """Each has experts with exactly their share, and more signs of one kind than of the other."""
-    cases: list[Case] = []
-    for experts, even in ((5, 1), (8, 2), (16, 1), (4, 2)):
-        loads = _loads(rng, experts, int(rng.integers(30, 90)), even=even)
-        cases.append((0.3 * rng.normal(size=experts), loads, float(rng.uniform(0.05, 0.2))))
-    loads = np.full(7, 11, np.int64)
-    loads[rng.integers(7)] = 0
-    return [*cases, (0.3 * rng.normal(size=7), loads, 0.1)]
-
-
-def _one_speed_or_nothing(call: Any, args: Case, out: Array) -> str | None:
-    bias, _, speed = args
-    moved = np.abs(out - bias)
-    bad = np.minimum(moved, np.abs(moved - speed)) > 1e-3 * speed
-    if not bad.any():
-        return None
-    e = int(bad.argmax())
-    return f"With speed {speed:.3g}, the bias of expert {e} moved by {out[e] - bias[e]:.4g}."
-
-
-UPDATE_BIAS = Exercise(
-    id="router.update_bias",
-    lesson="06",
-    title="Move the bias against the load",
-    difficulty=2,
-    minutes=10,
-    why="V3 kept its 256 experts at work by it, and K2's checkpoint has such a bias too.",
-    signature="update_bias(bias, loads, speed) -> (E,)",
-    axes="E",
-    cases=_bias_cases,
-    reference=_update_bias,
-    invariants=(
-        Invariant("a bias moves by the speed, up or down, or not at all.", _one_speed_or_nothing),
-    ),
-    wrong=(
-        wrong("wrong_way", partial(_update_bias, step=lambda n: np.sign(n - n.mean())),
-              """Busy experts are made likelier still, idle ones less likely. That is collapse, with
-              help.""",
-              "An expert with too much to do: should its score for the choice rise or fall?"),
-        wrong("by_how_much",
-              (partial(_update_bias, step=lambda n: (n.mean() - n) / n.mean()),
-               partial(_update_bias, step=lambda n: n.mean() - n)),
-              """The step grows with the distance from the mean. The rule takes the sign alone, so
-              that one wild batch cannot throw the biases far.""",
-              "An expert has ten times its share: by how much does its bias fall in one step?"),
-        wrong("even_load_moves",
-              (partial(_update_bias, step=lambda n: np.where(n < n.mean(), 1.0, -1.0)),
-               partial(_update_bias, step=lambda n: np.where(n > n.mean(), -1.0, 1.0))),
-              """An expert with exactly its share is moved. There are three cases, not two.""",
-              "What is the sign of 0?"),
-        wrong("only_up", partial(_update_bias, step=lambda n: (n < n.mean()) * 1.0),
-              """Idle experts rise, but busy ones do not fall.""",
-              "What happens to an expert whose load is above the mean?"),
-        wrong("only_down", partial(_update_bias, step=lambda n: (n > n.mean()) * -1.0),
-              """Busy experts fall, but idle ones do not rise.""",
-              "What happens to an expert whose load is below the mean?"),
-        wrong("mean_free", partial(_update_bias, step=lambda n: (
-            np.sign(n.mean() - n) - np.sign(n.mean() - n).mean())),
-              """The mean of the signs is subtracted. That is Moonlight's rule, a good one: it makes
-              the same choices and keeps the biases from drifting together. This exercise wants
-              V3's, without it.""",
-              "By how much does an expert move that has exactly its share?"),
-        wrong("old_bias_lost", lambda bias, loads, speed: _update_bias(0 * bias, loads, speed),
-              """What is returned is the step alone, not the bias after it. Biases must add up over
-              many steps.""",
-              "After two equal steps, is the bias one or two speeds from where it was?"),
-        wrong("bias_multiplied", lambda bias, loads, speed: (
-            bias * (1 + speed * np.sign(loads.mean() - loads))),
-              """The bias is multiplied by the step. Biases begin at 0, and would stay there; and a
-              negative one would move the wrong way.""",
-              "What becomes of a bias of 0?"),
-        wrong("shares_against_counts",
-              partial(_update_bias, step=lambda n: np.sign(1 / len(n) - n)),
-              """The loads are compared with 1/E. They are counts, not shares, so every expert that
-              got anything is too busy.""",
-              "What is the mean of the loads, if they are counts?"),
-        wrong("median", partial(_update_bias, step=lambda n: np.sign(np.median(n) - n)),
-              """The loads are compared with their median: half of the experts always rise. An even
-              load is the mean.""",
-              "One of 7 experts is idle and the others are alike: which of the 7 should move?"),
     ),
 )

@@ -2,7 +2,9 @@
 
 Unusual here: a score and its bias are drawn as one bar in two kinds, since the choice looks at
 their sum and the weight at the first alone. `explore` draws nothing of its own: it calls `route`,
-which is the figure that a notebook stores, each time its slider is moved.
+which is the figure that a notebook stores, each time its slider is moved. It hands the bytes to
+an image and leaves out ipywidgets.interactive, which would switch on pyplot's way to show figures
+for the whole notebook: those after it came out coarser than those before.
 """
 
 from __future__ import annotations
@@ -142,14 +144,19 @@ def explore(text: str, routers: Mapping[int, tuple[Array, Array, Array]], spot: 
     """
     widgets = importlib.import_module("ipywidgets")
 
-    def draw(layer: int, byte: int) -> Picture:
-        return route(text, layer, byte, *routers[layer])
+    layer = widgets.Dropdown(options=list(routers), description="layer")
+    byte = widgets.IntSlider(spot, 0, len(text) - 1, description="byte", continuous_update=False)
+    image = widgets.Image()
 
-    return widgets.interactive(
-        draw,
-        layer=widgets.Dropdown(options=list(routers)),
-        byte=widgets.IntSlider(value=spot, min=0, max=len(text) - 1, continuous_update=False),
-    )  # fmt: skip
+    def draw(moved: Any = None) -> None:
+        shown = route(text, layer.value, byte.value, *routers[layer.value])
+        image.value, size = shown._repr_png_()
+        image.width, image.height = size["width"], size["height"]
+
+    layer.observe(draw, "value")
+    byte.observe(draw, "value")
+    draw()
+    return widgets.VBox([layer, byte, image])
 
 
 @styled

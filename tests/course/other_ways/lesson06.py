@@ -198,39 +198,6 @@ def violation_numba(loads):
     return (loads.max() - loads.mean()) / loads.mean()
 
 
-def bias_loops(bias, loads, speed):
-    total = sum(int(n) for n in loads)
-    out = []
-    for b, n in zip(bias, loads, strict=True):
-        more, less = int(n) * len(loads) > total, int(n) * len(loads) < total
-        out.append(b - speed * more + speed * less)
-    return out
-
-
-def bias_where(bias, loads, speed):
-    mean = np.mean(loads)
-    return bias + np.where(loads < mean, speed, 0) + np.where(loads > mean, -speed, 0)
-
-
-def bias_in_torch(bias, loads, speed):
-    loads = torch.tensor(loads)
-    bias = torch.tensor(bias, dtype=torch.float32)
-    return bias + speed * torch.sign(loads.sum() - len(loads) * loads)
-
-
-def bias_float32(bias, loads, speed):
-    sign = np.sign(loads.mean(dtype=np.float32) - loads.astype(np.float32))
-    return bias.astype(np.float32) + np.float32(speed) * sign
-
-
-@numba.njit
-def bias_numba(bias, loads, speed):
-    out = bias.copy()
-    for e in range(len(loads)):
-        out[e] += speed * np.sign(loads.sum() - len(loads) * loads[e])
-    return out
-
-
 OTHER_WAYS: dict[str, list[Callable[..., Any]]] = {
     "moe.sort_by_expert": [sort_lists, sort_counting, sort_in_torch, sort_keys, sort_lexsort,
                            sort_numba],
@@ -240,5 +207,4 @@ OTHER_WAYS: dict[str, list[Callable[..., Any]]] = {
                     combine_in_torch, combine_float32],
     "moe.maximum_violation": [violation_exact, violation_of_each, violation_shares,
                               violation_in_torch, violation_numba],
-    "router.update_bias": [bias_loops, bias_where, bias_in_torch, bias_float32, bias_numba],
 }
