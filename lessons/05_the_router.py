@@ -122,7 +122,7 @@ def route_slow(x, weight, bias, k, scale):
     gates = np.zeros((len(x), len(weight)))
     for t, token in enumerate(x):
         score = [sigmoid(token @ row) for row in weight]
-        order = sorted(range(len(weight)), key=lambda i: -score[i] - bias[i])
+        order = sorted(range(len(score)), key=lambda i: -score[i] - bias[i])
         total = sum(score[i] for i in order[:k])
         for i in order[:k]:
             gates[t, i] = scale * score[i] / total
@@ -361,8 +361,8 @@ right, guesses = held_out(routing)
 assert abs(right - model.loss(held, following)) < 1e-9
 found = {}
 for name, route in wrong.items():
-    loss, other = held_out(route)
-    found[name] = loss - right, share_moved(route), (other != guesses).mean()
+    loss, best = held_out(route)
+    found[name] = loss - right, share_moved(route), (best != guesses).mean()
 print(f"held-out loss of the right model: {right:.4f} nats")
 assert min(changed for _, _, changed in found.values()) > 0
 plots.variants(found)

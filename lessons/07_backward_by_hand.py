@@ -338,10 +338,10 @@ agree("engine - torch", (dx, own["weight"]), autograd(
 # $$ds_j = \sum_i dp_i\, p_i\, (\delta_{ij} - p_j)
 #        = p_j \Big( dp_j - \sum_i p_i\, dp_i \Big).$$
 #
-# A score is pushed up where looking there would be better than what the
-# row has on average now. Masked scores have $p = 0$ and get nothing. The
-# scores are a product once more: $dq = c\, dS\, k$ and
-# $dk = c\, dS^\top q$.
+# Training goes against $ds$. So it pushes a score up where looking there
+# is better for the loss than what the row has on average now. Masked
+# scores have $p = 0$ and get nothing. The scores are a product once more:
+# $dq = c\, dS\, k$ and $dk = c\, dS^\top q$.
 #
 # In numbers, for three tokens:
 
@@ -390,8 +390,7 @@ plots.attention(text[:14], *(a[:14, :14] for a in (P, dP, dS)))
 
 # %% [markdown]
 # Green is below zero, purple above, and a purple score makes the loss
-# grow. Training goes against it: it lowers purple scores and raises green
-# ones.
+# grow: training lowers purple scores and raises green ones.
 
 # %% [markdown] exercise="backward.attention"
 # Write the backward pass of one causal head with the scale $1/\sqrt d$.
