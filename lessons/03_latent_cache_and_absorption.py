@@ -317,8 +317,10 @@ plots.same_weights(text[:24], p[hard, :24, :24], p_moved[hard, :24, :24])
 # %% [markdown]
 # ### Why the rotary part stands apart
 #
-# Suppose the whole key were turned, as in lesson 01, and not an extra part
-# of it. With $\Omega_n$ the rotation at position $n$, the score would be
+# Lesson 02 found no single matrix for scores with a rotation in between,
+# and printed how far off they are. Here is the same seen from the query.
+# Suppose the whole key were turned, and not an extra part of it. With
+# $\Omega_n$ the rotation at position $n$, the score would be
 #
 # $$(\Omega_m q) \cdot (\Omega_n W^{UK} c_n)
 #   = (W^{UK\top} \Omega_{n-m}^\top\, q) \cdot c_n ,$$
@@ -643,6 +645,10 @@ plots.crossover(grid, {
     "seconds": seconds}, cached)
 
 # %% [markdown]
+# A dashed line marks where two curves meet. It is found by a straight
+# line between two points of the grid, and new tokens look at each other
+# too; so for operations it is near 171, and not exactly there.
+#
 # Operations alone would change sides earlier than the clock does on most
 # machines: what is expanded must be written to memory and read again, and
 # that takes time that no count of operations sees. The engine asks

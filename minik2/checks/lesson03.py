@@ -138,6 +138,13 @@ BYTES = Exercise(
               """Every number is counted with two bytes. The argument `bits` says how wide it
               is; caches of 8 bits and fewer are in use.""",
               "Where does `bits` enter your function?"),
+        wrong("whole_bytes_too_early",
+              (lambda c, tokens, sequences, bits: _cache_bytes(c, tokens, sequences, bits // 8 * 8),
+               lambda c, tokens, sequences, bits: _cache_bytes(
+                   c, tokens, sequences, (bits + 7) // 8 * 8)),
+              """The bits of one number are rounded to whole bytes before anything is multiplied.
+              With 8 and 16 bits that is the same; but two numbers of 4 bits share a byte.""",
+              "What does your function make of one number of 4 bits, and of a thousand?"),
         wrong("one_sequence", lambda c, tokens, sequences, bits: _cache_bytes(c, tokens, 1, bits),
               """Only one sequence is counted. Each conversation keeps its own tokens.""",
               "What do two conversations that share no text have in common in the cache?"),
