@@ -73,11 +73,13 @@ model_map(["rope", "attention"], "Today: slower clocks, a sharper softmax")
 #
 # Pair $i$ of a rotary vector is a clock hand. Its speed, in radians a
 # token, is $\omega_i = \theta^{-2i/R}$, with $R$ the number of rotary
-# numbers and $\theta$ the config's `rope_theta`. A score feels the angle
+# numbers and $\theta$ the config's `rope_theta`. It goes round once in
+# $2\pi / \omega_i$ tokens, its *wavelength*. A score feels the angle
 # $d\,\omega_i$, where $d$ is how many tokens back the key stands.
 #
 # In training, $d$ went from 0 to $L - 1$, with $L$ the context. A fast
-# hand has shown every angle then. A slow one has shown an arc only.
+# hand has shown every angle then. A slow one, whose wavelength is longer
+# than the context, has shown an arc only.
 #
 # The smallest case: four pairs, trained on 16 tokens, asked for 64. A
 # config says it like this; the keys of `rope_scaling` you will need one
@@ -98,9 +100,10 @@ def plain_frequencies(config):
     return config["rope_theta"] ** (-np.arange(0, size, 2) / size)
 
 # %%
-plain = plain_frequencies(toy)
-print("turns in 16 tokens  ", 16 * plain / (2 * np.pi))
-print("turns in 64 tokens  ", 64 * plain / (2 * np.pi))
+plain_toy = plain_frequencies(toy)
+print("wavelengths, tokens ", 2 * np.pi / plain_toy)
+print("turns in 16 tokens  ", 16 * plain_toy / (2 * np.pi))
+print("turns in 64 tokens  ", 64 * plain_toy / (2 * np.pi))
 
 # %% [markdown]
 # Pair 0 went round more than twice in training: at 64 tokens it has
@@ -273,7 +276,6 @@ for name, cfg in configs.items():
 # On four pairs, whose boundaries are 0 and 1:
 
 # %%
-plain_toy = plain_frequencies(toy)
 ramp = np.clip((np.arange(4) - 0) / (1 - 0), 0, 1)  # 0, 1, 1, 1
 stretched = (1 - ramp) * plain_toy + ramp * plain_toy / 4
 print("angle at 16, before", 16 * plain_toy)
@@ -365,9 +367,9 @@ plots.prices({name: look_back(w) for name, w in ways.items()}, far,
 #
 # YaRN's answer is to multiply every score by $m^2$, with
 #
-# $$m = 0.1\,k \ln s + 1$$
+# $$m = 0.1\,a \ln s + 1$$
 #
-# where $s$ is `factor` and $k$ a strength, `mscale_all_dim`, 1 in K2. (It
+# where $s$ is `factor` and $a$ a strength, `mscale_all_dim`, 1 in K2. (It
 # is squared because $m$ belongs to the query and once more to the key.)
 # The form and the 0.1 are no theorem: they were *fitted*, by the paper's
 # authors, to the perplexity of LLaMA models.
@@ -495,7 +497,9 @@ for name, cfg in configs.items():
 # One query at position `m`, one key at position `n`: the score that goes
 # into the softmax. The first N numbers of each are not turned. The last R
 # are turned at YaRN's speeds, neighbours being pairs, (0, 1), (2, 3), ….
-# (`mscale` and `mscale_all_dim` are equal here.)
+# (`mscale` and `mscale_all_dim` are equal here. The letters `m` and `n`
+# are positions again, as in lesson 01; the $m$ of the temperature stays
+# inside `softmax_scale`.)
 
 # %% exercise="yarn.score"
 def score(
@@ -707,18 +711,18 @@ plots.sharpness(tried, np.array(after), formula, window)
 
 # %% [markdown]
 # The formula was fitted to models of billions of parameters and to other
-# text, and this model has two million. It need not fit; the title says how
+# text, and this model has 1.7 million. It need not fit; the title says how
 # well it does.
 
 # %% [markdown]
 # ## In K2
 
 # %%
-grows = rope.softmax_scale(k2) * k2.qk_head_dim**0.5
 print(f"{(k2_now < plain).sum()} of {len(plain)} pairs divided by "
-      f"{k2.rope_scaling.factor:g}, scores × {grows:.4f}")
-print(f"the slowest pair turns once in {2 * np.pi / k2_now[-1]:,.0f} "
-      f"tokens (before: {2 * np.pi / plain[-1]:,.0f})")
+      f"{served / trained:g}, scores × {grown(served / trained):.4f}")
+for pair in (0, 19, 20, 31):
+    print(f"wavelength of pair {pair:>2}: {2 * np.pi / plain[pair]:>9,.0f} "
+          f"tokens before, {2 * np.pi / k2_now[pair]:>9,.0f} now")
 
 # %% [markdown]
 # <div class="alert alert-info">

@@ -79,8 +79,9 @@ def angles(
             if number == 0:
                 axes.set_title(f"pair {pair}", loc="center")
         row[0].set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center")
-    figure.supxlabel(f"orange: angles up to {served:,} tokens that training showed; hatched: angles"
-                     " that it did not", fontsize=9, x=0.01, ha="left")  # fmt: skip
+    key = (f"orange: angles up to {served:,} tokens that training showed; hatched: angles that it"
+           " did not; grey: not reached")  # fmt: skip
+    figure.supxlabel(key, fontsize=9, x=0.01, ha="left")
     return figure
 
 
