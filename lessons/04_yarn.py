@@ -485,11 +485,12 @@ for name, cfg in configs.items():
     assert max(off) < 1e-14
 
 # %% [markdown]
-# The config has two strengths. `mscale_all_dim` goes into this scale, and
-# so to all numbers of a head. The rotated ones alone are multiplied by
-# $m$ with `mscale` over $m$ with `mscale_all_dim`; in every released model
-# of this family the two are equal, and this is 1. (The YaRN paper, whose
-# models turn all numbers of a head, puts $m$ into the rotation.)
+# The config has two strengths, `mscale_all_dim` and `mscale`, and each
+# makes an $m$. The first goes into this scale, and so to all numbers of a
+# head. The rotated numbers alone are multiplied by the second $m$ divided
+# by the first; in every released model of this family the two strengths
+# are equal, and the quotient is 1. (The YaRN paper, whose models turn all
+# numbers of a head, puts $m$ into the rotation.)
 #
 # Now put everything together.
 
