@@ -54,6 +54,8 @@ def spoil(value, how: str):
     """A right value, with one thing wrong about it."""
     if isinstance(value, dict):
         return {key: spoil(item, how) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(spoil(item, how) for item in value)
     array = np.asarray(value)
     return {
         "nan": lambda: np.full(array.shape, np.nan),
@@ -66,7 +68,7 @@ def spoil(value, how: str):
         "huge": lambda: [10**400] * max(1, array.size),
         "off by a thousandth": lambda: array * 1.001,
         "as a string": lambda: str(value),
-        "a boolean": lambda: array.astype(bool),
+        "a boolean": lambda: array.astype(int if array.dtype == bool else bool),
     }[how]()
 
 
