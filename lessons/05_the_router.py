@@ -24,7 +24,6 @@ np.set_printoptions(precision=3, suppress=True)
 # %%
 import copy
 import inspect
-import math
 import types
 from unittest.mock import patch
 
@@ -57,8 +56,7 @@ def error(a, b):
 # `minik2 check` runs these and none of the lesson's other cells.
 
 # %%
-model_map(["router", "experts", "shared"],
-          "Today: who goes to which expert, and how much it counts")
+model_map(["router", "experts", "shared"], "Today: who goes where")
 
 # %% [markdown]
 # ## 1. One token, six experts
@@ -102,9 +100,7 @@ scores = sigmoid(logits)
 chosen = np.argsort(-(scores + bias))[:2]
 gates = np.zeros(6)
 gates[chosen] = 2 * scores[chosen] / scores[chosen].sum()
-print("scores       ", scores)
-print("score + bias ", scores + bias)
-print("gates        ", gates)
+print("score + bias", scores + bias, "\ngates       ", gates)
 plots.two_questions(scores, bias, gates)
 
 # %% [markdown]
@@ -122,7 +118,7 @@ def route_slow(x, weight, bias, k, scale):
     gates = np.zeros((len(x), len(weight)))
     for t, token in enumerate(x):
         score = [sigmoid(token @ row) for row in weight]
-        order = sorted(range(len(score)), key=lambda i: -score[i] - bias[i])
+        order = sorted(range(len(bias)), key=lambda i: -score[i] - bias[i])
         total = sum(score[i] for i in order[:k])
         for i in order[:k]:
             gates[t, i] = scale * score[i] / total
@@ -184,8 +180,7 @@ def choose_and_weigh(
 model = lesson_model()
 cfg = model.cfg
 k, scale = cfg.num_experts_per_tok, cfg.routed_scaling_factor
-lines = inspect.getsource(copy._deepcopy_list).splitlines(keepends=True)
-text = "".join(lines[:2])
+text = inspect.getsource(copy._deepcopy_list)[:59]
 _, saved = model.forward(encode(text)[None])
 
 routers = {}  # by layer: scores (T, E), bias (E,), gates (T, E)
@@ -195,14 +190,12 @@ for layer in range(cfg.first_k_dense_replace, cfg.num_hidden_layers):
     np.put_along_axis(gates, kept["indices"], kept["weights"], axis=1)
     bias = model.layers[layer]["mlp"]["gate.e_score_correction_bias"]
     routers[layer] = kept["scores"], bias, gates
-    print(f"layer {layer}: scores {kept['scores'].min():.2f} to "
-          f"{kept['scores'].max():.2f}, biases {bias.min():+.2f} to "
-          f"{bias.max():+.2f}")
+print(f"biases of layer {layer}: {bias.min():+.2f} to {bias.max():+.2f}")
 
 # %% [markdown]
-# Five implementations of one router, on the weights of layer 2: ours with
-# loops, both engines of this course, PyTorch line by line, and the one in
-# Hugging Face's `transformers`. That one computes in float32 whatever it
+# Four implementations of one router, on the weights of layer 2: ours with
+# loops, both engines of this course, and the one in Hugging Face's
+# `transformers`. That one computes in float32 whatever it
 # is given; to compare to the last digits, we let its file see a torch in
 # which `float32` is `float64`.
 
@@ -223,8 +216,7 @@ try:
     import transformers
     from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 except ImportError:
-    print("transformers is not installed here; make test installs it")
-    theirs = None
+    theirs = None  # transformers comes with `make test`
 else:
     config = transformers.AutoConfig.for_model(**cfg.to_json())
     config._experts_implementation = "eager"
@@ -234,21 +226,17 @@ else:
         "float32": torch.float64})
 
 # %%
-def dense(indices, weights, experts=cfg.n_routed_experts):
+def dense(indices, weights):
     """Gates (T, E) from K choices a token and their weights (T, K)."""
-    gates = torch.zeros(len(indices), experts, dtype=torch.float64)
+    gates = torch.zeros(len(x), cfg.n_routed_experts, dtype=torch.float64)
     return gates.scatter(1, torch.as_tensor(indices),
                          torch.as_tensor(weights))
 
 
 xt = torch.tensor(x)
-st = torch.sigmoid(xt @ torch.tensor(weight).T)
-best = (st + torch.tensor(bias)).topk(k).indices
-by_line = st.gather(1, best) / st.gather(1, best).sum(1, keepdim=True)
 with torch.inference_mode():
     others = {"reference engine": routers[layer][2],
-              "pytorch engine": dense(*twin.gate(xt)),
-              "torch, line by line": dense(best, by_line * scale)}
+              "pytorch engine": dense(*twin.gate(xt))}
     if theirs:
         with patch.object(v3, "torch", double):
             _, weights, indices = theirs.gate(xt)
@@ -274,19 +262,7 @@ plots.route(text, layer, spot, *routers[layer])
 # alone, and for one where it moves two experts or more.)
 
 # %%
-try:
-    sliders = plots.explore(text, routers, spot)
-except ImportError:
-    sliders = "ipywidgets is not installed here; the figure above stays"
-sliders
-
-# %%
-for layer, (scores, _, gates) in routers.items():
-    plain = np.argsort(-scores, axis=1)[:, :k]
-    kept = (np.take_along_axis(gates, plain, axis=1) > 0).sum(axis=1)
-    print(f"layer {layer}: the bias changes the choice at "
-          f"{(kept < k).mean():.0%} of the bytes, "
-          f"{1 - kept.mean() / k:.0%} of all choices")
+plots.explore(text, routers, spot)
 
 # %% [markdown]
 # ## 3. Wrong routers
@@ -297,11 +273,6 @@ for layer, (scores, _, gates) in routers.items():
 # keyword is one thing to get wrong.
 
 # %%
-def softmax(z):
-    powers = np.exp(z - z.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 def routing(x, weight, bias, score=sigmoid, in_choice=1, in_weights=0,
             renormalise=True, factor=scale):
     """K experts a token and their weights, (T, K) each."""
@@ -318,7 +289,8 @@ four_groups = cfg.replace(n_group=4, topk_group=2)
 wrong = {
     "bias in the weights": lambda *a: routing(*a, in_weights=1),
     "bias left out": lambda *a: routing(*a, in_choice=0),
-    "softmax scores": lambda *a: routing(*a, score=softmax),
+    "softmax scores": lambda *a: routing(
+        *a, score=lambda z: torch.tensor(z).softmax(1).numpy()),
     "not renormalised": lambda *a: routing(*a, renormalise=False),
     "scale forgotten": lambda *a: routing(*a, factor=1.0),
     "4 groups, 2 kept": lambda *a: engine(*a, four_groups)[0],
@@ -326,8 +298,8 @@ wrong = {
 
 # %% [markdown]
 # Three measurements, on 4,096 bytes of files that the model has not read:
-# the loss; the share of choices that move, given the same inputs; and the
-# share of bytes for which the model's best guess at the next one changes.
+# the loss; the share of layer 2's choices that move, given the same inputs;
+# and the share of bytes for which the best guess at the next one changes.
 
 # %%
 held, following = Corpus.standard_library().spread("validation", 32, 128)
@@ -345,15 +317,11 @@ def held_out(route):
 
 
 def share_moved(route):
-    """Of all choices in all layers, those that another router makes."""
-    shares = []
-    for layer in routers:
-        kept, own = seen[layer]["mlp"]["router"], model.layers[layer]["mlp"]
-        chosen, _ = route(kept["x"], own["gate.weight"],
-                          own["gate.e_score_correction_bias"])
-        same = kept["indices"][:, :, None] == chosen[:, None, :]
-        shares.append(1 - same.any(axis=2).mean())
-    return float(np.mean(shares))
+    """Of layer 2's choices, those that another router makes otherwise."""
+    kept = seen[2]["mlp"]["router"]
+    chosen, _ = route(kept["x"], weight, bias)
+    same = kept["indices"][:, :, None] == chosen[:, None, :]
+    return 1 - same.any(axis=2).mean()
 
 
 _, seen = model.forward(held)
@@ -363,7 +331,6 @@ found = {}
 for name, route in wrong.items():
     loss, best = held_out(route)
     found[name] = loss - right, share_moved(route), (best != guesses).mean()
-print(f"held-out loss of the right model: {right:.4f} nats")
 assert min(changed for _, _, changed in found.values()) > 0
 plots.variants(found)
 
@@ -392,8 +359,7 @@ plots.variants(found)
 choice = np.array([0.9, -0.3, 0.1, -0.2,  0.6, 0.5, 0.4, -0.1,
                    0.7, 0.6, -0.4, -0.5])
 grouped = choice.reshape(3, 4)
-print("groups\n", grouped)
-print("their two best:", np.sort(grouped, axis=1)[:, -2:].sum(axis=1))
+print(grouped, "\ntheir two best:", np.sort(grouped)[:, -2:].sum(axis=1))
 
 # %% [markdown]
 # Groups 1 and 2 stay, and group 0 goes, with the best expert of all in
@@ -413,7 +379,7 @@ experts, groups = v3_cfg.n_routed_experts, v3_cfg.n_group
 many = rng.normal(size=(4096, 64))
 rows = rng.normal(size=(experts, 64)) / 8
 push = 0.1 * rng.normal(size=experts)
-(limited, shares), kept = reference.router.forward(many, rows, push, v3_cfg)
+(limited, _), kept = reference.router.forward(many, rows, push, v3_cfg)
 (free, _), _ = reference.router.forward(many, rows, push, free_cfg)
 picked = [np.eye(experts, dtype=bool)[i[0]].any(axis=0).reshape(groups, -1)
           for i in (free, limited)]
@@ -423,22 +389,6 @@ plots.groups((kept["scores"][0] + push).reshape(groups, -1), *picked,
 # %%
 common = (free[:, :, None] == limited[:, None, :]).any(axis=2)
 print(f"4,096 tokens: groups move {1 - common.mean():.0%} of the choices")
-router = pytorch.router.Router(v3_cfg).double()
-router.load_state_dict({"weight": torch.tensor(rows),
-                        "e_score_correction_bias": torch.tensor(push)})
-ours = dense(limited, shares, experts)
-with torch.inference_mode():
-    others = {"pytorch engine": dense(*router(torch.tensor(many)), experts)}
-    if theirs:
-        config = transformers.AutoConfig.for_model(**v3_cfg.to_json())
-        oracle = v3.DeepseekV3TopkRouter(config).double()
-        oracle.load_state_dict(router.state_dict())
-        with patch.object(v3, "torch", double):
-            _, weights, indices = oracle(torch.tensor(many))
-        others["transformers"] = dense(indices, weights, experts)
-for name, gates in others.items():
-    print(f"reference - {name:<15} {error(ours, gates):.0e}")
-    assert error(ours, gates) < 1e-12
 
 # %% [markdown] exercise="router.group_limited"
 # Write V3's choice for any number of groups: which experts does each
@@ -508,11 +458,10 @@ def group_limited(
 # be chosen, idle ones a little more. It is a thermostat, and no gradient:
 # which experts are chosen is a jump, and a jump has no slope.
 
-# %%
-loads = np.array([3, 0, 2, 3])  # 4 tokens, 2 of 4 experts each
-print("even share", loads.mean(), " signs", np.sign(loads.mean() - loads))
-
-# %% [markdown]
+#
+# Four tokens choose two of four experts each, and the loads are 3, 0, 2
+# and 3: the even share is 2, and the signs are $-1$, $+1$, $0$ and $-1$.
+#
 # To watch the rule by itself, nothing may learn. We take the scores of
 # layer 1 on the held-out bytes, forget the biases, and let the rule begin
 # again from 0.
@@ -520,14 +469,11 @@ print("even share", loads.mean(), " signs", np.sign(loads.mean() - loads))
 # %%
 scores = seen[1]["mlp"]["router"]["scores"]
 bias, history = np.zeros(len(scores[0])), []
-twin_bias = torch.zeros(len(bias), dtype=torch.float64)
 for _ in range(100):
     chosen = np.argsort(-(scores + bias), axis=1)[:, :k]
     loads = np.bincount(chosen.ravel(), minlength=len(bias))
     history.append((loads / loads.mean(), bias.copy()))
     reference.router.update_bias(bias, loads, speed=0.01)
-    pytorch.router.update_bias(twin_bias, torch.tensor(loads), speed=0.01)
-assert error(bias, twin_bias) < 1e-12
 plots.rule_at_work(*map(np.array, zip(*history, strict=True)))
 
 # %% [markdown]
@@ -643,29 +589,20 @@ def with_shared_expert(
 # The shared expert, then a loop over the experts with one line in it.
 
 # %% [markdown]
-# Now the whole block on the trained weights, for one byte of the sentence
-# by hand, and for all of them with both engines and transformers.
+# Now the whole block on the trained weights, with both engines and
+# transformers.
 
 # %%
 (engine_y,), _ = reference.moe.forward(x[None], mlp, cfg)
-own = mlp["shared_experts"]
-by_hand = expert(x[spot:spot + 1], np.concatenate(
-    [own["gate_proj.weight"], own["up_proj.weight"]]),
-    own["down_proj.weight"])
-for e in np.flatnonzero(slow[spot]):
-    by_hand = by_hand + slow[spot, e] * expert(
-        x[spot:spot + 1], mlp["experts.gate_up_proj"][e],
-        mlp["experts.down_proj"][e])
 with torch.inference_mode():
-    blocks = {"by hand, one byte": (by_hand[0], engine_y[spot]),
-              "pytorch engine": (twin(xt[None])[0], engine_y)}
+    blocks = {"pytorch engine": twin(xt[None])[0]}
     if theirs:
         with patch.object(v3, "torch", double):
-            blocks["transformers"] = theirs(xt[None])[0], engine_y
-for name, (one, other) in blocks.items():
-    print(f"reference - {name:<18} {error(one, other):.0e} "
-          f"of {np.abs(other).max():.1f}")
-    assert error(one, other) < 1e-12 * np.abs(engine_y).max()
+            blocks["transformers"] = theirs(xt[None])[0]
+for name, other in blocks.items():
+    print(f"reference - {name:<14} {error(engine_y, other):.0e} "
+          f"of {np.abs(engine_y).max():.1f}")
+    assert error(engine_y, other) < 1e-12 * np.abs(engine_y).max()
 
 # %% [markdown]
 # And what does the shared one carry? Two measurements: how long its output
@@ -694,9 +631,9 @@ for layer in routers:
     shared, _ = reference.ffn.forward(x, own["shared_experts"])
     lengths.append([np.linalg.norm(y, axis=1).mean()
                     for y in (both[0] - shared, shared)])
-losses = {"all experts": right,
-          "without the shared": loss_without("shared"),
-          "without the routed": loss_without("routed")}
+losses = {"all experts": right} | {
+    f"without the {part}": loss_without(part)
+    for part in ("shared", "routed")}
 plots.shared_part(*np.transpose(lengths), losses, list(routers))
 
 # %% [markdown]
@@ -709,29 +646,15 @@ plots.shared_part(*np.transpose(lengths), losses, list(routers))
 # %% [markdown]
 # ## In K2
 #
-# Computed from the published configurations. A token of V3 may choose
-# only sets of experts that lie in 4 groups; how many of all sets is that?
+# Computed from the published configurations.
 
 # %%
 k2 = minik2.ModelConfig.preset("kimi-k2")
-v3_cfg = minik2.ModelConfig.preset("deepseek-v3")
-
-
-def allowed(c):
-    """Sets of K experts that lie in at most topk_group groups."""
-    size = c.n_routed_experts // c.n_group
-    return sum((-1)**j * math.comb(n, j) * math.comb(c.n_group, n)
-               * math.comb(size * (n - j), c.num_experts_per_tok)
-               for n in range(1, c.topk_group + 1) for j in range(n))
-
-
-for name, c in (("DeepSeek-V3", v3_cfg), ("Kimi K2", k2)):
-    sets = math.comb(c.n_routed_experts, c.num_experts_per_tok)
+for name, c in (("DeepSeek-V3", minik2.ModelConfig.preset("deepseek-v3")),
+                ("Kimi K2", k2)):
     parts = minik2.sizing.parameters(c)
     print(f"{name}: {c.num_experts_per_tok} of {c.n_routed_experts} "
-          f"experts, {c.topk_group} of {c.n_group} groups kept, scale "
-          f"{c.routed_scaling_factor}")
-    print(f"  sets of experts: {sets:.1e}, allowed {allowed(c) / sets:.1%}")
+          f"experts, {c.topk_group} of {c.n_group} groups kept")
     print(f"  routers: {parts.by_part['router']:,} parameters, "
           f"{parts.by_part['router'] / parts.total:.3%} of all; "
           f"shared experts: {parts.by_part['shared_experts']:,}")
@@ -768,14 +691,10 @@ for name, c in (("DeepSeek-V3", v3_cfg), ("Kimi K2", k2)):
 # </details>
 
 # %%
-for name in ("moonlight-16b-a3b", "kimi-k2", "deepseek-v3"):
-    c = minik2.ModelConfig.preset(name)
-    top = np.sort(sigmoid(rng.normal(size=(10_000, c.n_routed_experts))))
-    top = top[:, -c.num_experts_per_tok:]
-    shares = top / top.sum(axis=1, keepdims=True)
-    factor = (1 / np.linalg.norm(shares, axis=1)).mean()
-    print(f"{name:<18} {c.num_experts_per_tok} of {c.n_routed_experts}: "
-          f"{factor:.3f}; its config says {c.routed_scaling_factor}")
+top = np.sort(sigmoid(rng.normal(size=(10_000, k2.n_routed_experts))))
+top = top[:, -k2.num_experts_per_tok:]
+lengths = np.linalg.norm(top / top.sum(axis=1, keepdims=True), axis=1)
+print(f"{(1 / lengths).mean():.3f}; K2 has {k2.routed_scaling_factor}")
 
 # %% [markdown]
 # <div class="alert alert-success">
