@@ -167,15 +167,15 @@ def _end(counts: Array) -> Array:
 def cost(loads: Mapping[str, Array], losses: Mapping[str, Array], switched: int) -> Picture:
     """Violation and training loss of the runs over their steps; the runs as above."""
     arms = list(loads)
-    high, low = (float(_end(loads[arm]).max()) - 1 for arm in (arms[0], arms[-1]))
     part = max(1, len(losses[arms[0]]) // END)
+    violations = {arm: counts.max(1) / counts.mean(1) - 1 for arm, counts in loads.items()}
+    high, low = (float(violations[arm][-part:].mean()) for arm in (arms[0], arms[-1]))
     gap = float(np.mean(losses[arms[-1]][-part:]) - np.mean(losses[arms[0]][-part:]))
     change = f"{minus(f'{gap:+.2f}')} nats a byte" if abs(gap) >= 0.005 else (
         "the same to a hundredth of a nat")
     figure, (left, right) = picture(
         f"With the bias: violation {high:.1f} → {low:.1f}, loss {change}", 9.4, 3.3, columns=2)
-    for (arm, counts), (colour, dash) in zip(loads.items(), LOOKS, strict=True):
-        violation = counts.max(1) / counts.mean(1) - 1
+    for (arm, violation), (colour, dash) in zip(violations.items(), LOOKS, strict=True):
         for axes, values in ((left, violation), (right, losses[arm])):
             steps, smooth = _smooth(values)
             axes.plot(steps, smooth, dash, color=colour, label=arm)
