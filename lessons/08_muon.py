@@ -74,7 +74,7 @@ model_map(["muon"], "Today: what is done with the gradients")
 # Python. A **momentum** $M$ is their running average,
 # $M \leftarrow \mu M + (1 - \mu)\, G$ with $\mu = 0.95$: what the last
 # twenty or so gradients $G$ agree on stays, what they differ in is
-# averaged away.
+# averaged away. (Here the model itself stays as it is meanwhile.)
 
 # %%
 model, corpus = lesson_model(), Corpus.standard_library()
@@ -96,6 +96,8 @@ print(f"q_b_proj of layer 1, M: {M.shape[0]} × {M.shape[1]}")
 #
 # $$M = \sum_i \sigma_i\, u_i v_i^\top = U\, \Sigma\, V^\top$$
 #
+# $U$ has the $u_i$ as its columns, $V$ the $v_i$, and $\Sigma$ the
+# $\sigma_i$ on its diagonal.
 # The $u_i$ are orthogonal to each other and of length 1, the $v_i$ too.
 # A weight changed by $u_i v_i^\top$ sees how much of $v_i$ is in its
 # input, and writes that much of $u_i$ into its output: one direction in,
@@ -134,15 +136,16 @@ print("its rows' products\n", (u @ vt) @ (u @ vt).T)
 # where $\lVert M \rVert$ is the **Frobenius norm**, the root of the sum
 # of all squares. Then form
 #
-# $$X \leftarrow a X + (b R + c R^2)\, X, \qquad R = X X^\top.$$
+# $$X \leftarrow A X + (B R + C R^2)\, X, \qquad R = X X^\top,$$
 #
+# with three numbers $A$, $B$ and $C$.
 # Put $X = U \Sigma V^\top$ in. $R$ is $U \Sigma^2 U^\top$, since
 # $V^\top V$ is the identity, and the new $X$ comes out as
 #
-# $$U\, (a \Sigma + b \Sigma^3 + c \Sigma^5)\, V^\top.$$
+# $$U\, (A \Sigma + B \Sigma^3 + C \Sigma^5)\, V^\top.$$
 #
 # The directions stay where they are. Every singular value goes through
-# $p(\sigma) = a \sigma + b \sigma^3 + c \sigma^5$ by itself, though none
+# $p(\sigma) = A \sigma + B \sigma^3 + C \sigma^5$ by itself, though none
 # of them was ever computed. This is **Newton–Schulz**; Muon takes five
 # steps with these coefficients:
 
@@ -154,11 +157,11 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 # %%
 X = small / np.linalg.norm(small)
-for number in range(6):
-    print(f"before step {number + 1}, or at the end: singular values",
-          singular_values(X))
+print("singular values at the start", singular_values(X))
+for number in range(1, 6):
     R = X @ X.T
     X = A * X + (B * R + C * R @ R) @ X
+    print(f"after step {number}", singular_values(X))
 
 # %% [markdown] exercise="muon.newton_schulz"
 # Write Newton–Schulz for one matrix of any shape.
@@ -233,11 +236,11 @@ for name, X in others.items():
 # %% [markdown]
 # ## 3. Why so steep at zero?
 #
-# Near zero only $a \sigma$ counts: each step multiplies a small singular
-# value by $a$, five steps by $a^5$. A polynomial that ends at 1 exactly
+# Near zero only $A \sigma$ counts: each step multiplies a small singular
+# value by $A$, five steps by $A^5$. A polynomial that ends at 1 exactly
 # has to be tame. The textbook's, $\frac{3}{2}\sigma -
 # \frac12 \sigma^3$, has the slope 1.5, and the one of fifth degree, with
-# $(a, b, c) = (\frac{15}{8}, -\frac{10}{8}, \frac38)$, has 1.875. Muon's
+# $(A, B, C) = (\frac{15}{8}, -\frac{10}{8}, \frac38)$, has 1.875. Muon's
 # gives up the exact end for a slope of 3.4445.
 
 # %%
@@ -267,8 +270,8 @@ plots.slopes(start, curves, singular_values(M / np.linalg.norm(M)))
 # The **root mean square** (rms) of a matrix is the root of the mean of
 # its squared numbers: how far a typical weight is moved. An orthogonal
 # matrix with $r$ rows and $c$ columns has $\min(r, c)$ singular values,
-# all of them 1. The sum of its squares is the sum of theirs, so the rms
-# is
+# all of them 1. The sum of its squares is the sum of theirs,
+# $\min(r, c)$, and the rms is
 #
 # $$\sqrt{\frac{\min(r, c)}{r\, c}} = \frac{1}{\sqrt{\max(r, c)}}.$$
 #
@@ -506,9 +509,10 @@ plots.experts(
 # %% [markdown]
 # On the left, what an expert's own update looks like in the end: if the
 # stack was flattened, it is far from orthogonal. On the right, how far
-# experts move. By themselves all move alike, whatever their gradients'
-# sizes; flattened, it depends on what the others have. The larger scale,
-# that of $E\,r$ rows, hides this from whoever looks at the mean only.
+# experts move. By themselves all move nearly alike, whatever their
+# gradients' sizes; flattened, it depends on what the others have. The
+# larger scale, that of $E\,r$ rows, hides this from whoever looks at the
+# mean only.
 #
 # The same care is due wherever one array holds several matrices, such as
 # gate and up in one. Whether the heads of attention are matrices of their
@@ -525,9 +529,9 @@ plots.experts(
 # right): $X^\top X$ instead of $X X^\top$.
 #
 # For a very long matrix there is a better way. $X$ after the step is
-# $P X$ with $P = a I + b R + c R^2$, $I$ the identity. The next $R$ is
-# $P X X^\top P = P R P$, which is small. So steps can be taken on $R$ alone, the $P$
-# collected in one $Q$, and $X$ formed once, as $Q X$. The catch is
+# $P X$ with $P = A I + B R + C R^2$, $I$ the identity. The next $R$ is
+# $P X X^\top P = P R P$, which is small. So steps can be taken on $R$
+# alone, the $P$ collected in one $Q$, and $X$ formed once, as $Q X$. The catch is
 # rounding:
 
 # %%
@@ -559,7 +563,7 @@ plots.cost(ratios, np.array(saved), errors)
 # %% [markdown]
 # $R$ holds squares, so a singular value of a thousandth is a millionth
 # in it, next to numbers near 1, and float32 has seven digits. Each step
-# on $R$ multiplies small values, and their errors, by $a^2 \approx 12$.
+# on $R$ multiplies small values, and their errors, by $A^2 \approx 12$.
 # So the engine takes three steps, forms $X$, takes $R$ afresh from it,
 # and goes on; and it takes the plain way for shapes where nothing is
 # saved. In the left panel its choice is counted for matrices with 1024

@@ -151,7 +151,7 @@ NEWTON_SCHULZ = Exercise(
               (partial(_newton_schulz, coefficients=(0.0, *MUON[1:])),
                partial(_newton_schulz, coefficients=(MUON[0], 0.0, MUON[2])),
                partial(_newton_schulz, coefficients=(*MUON[:2], 0.0))),
-              """One of the three terms a X, b R X and c R² X is missing.""",
+              """One of the three terms A X, B R X and C R² X is missing.""",
               "Which powers of a singular value does your step add up?"),
         wrong("exact", _exact,
               """This is the orthogonal matrix itself, from an SVD. Newton–Schulz comes near it and
