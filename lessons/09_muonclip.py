@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · MuonClip
 #
-# *About 60 minutes, less than one of them for the computer.*
+# *About 60 minutes, one of them for the computer.*
 #
 # **After this lesson you can**
 #
@@ -79,7 +79,7 @@ model_map(["attention", "muon", "qk_clip"],
 # %%
 corpus = Corpus.standard_library()
 small = minik2.ModelConfig.preset("small")
-steps, tau = (50, 30.0) if short else (150, 30.0)
+steps, tau = 50 if short else 150, 30.0
 torch.set_num_threads(1)  # products this small gain little from a second
 
 
@@ -114,8 +114,8 @@ plots.explosion(maxima["plain"], tau)
 #
 # What is wrong with a large logit? Let three keys have logits in the ratio
 # 1 : 2 : 3, and let them grow. The weights go from a choice among three to
-# all on one; then no gradient comes back through the softmax. And in
-# bfloat16, with its 8 significant bits, neighbouring numbers lie further
+# all on one; then next to no gradient comes back through the softmax. And
+# in bfloat16, with its 8 significant bits, neighbouring numbers lie further
 # and further apart: a logit is only known to half that distance.
 
 # %%
@@ -264,8 +264,9 @@ def gamma(max_logits: np.ndarray, tau: float) -> np.ndarray:
 # $$S_{ts} = \alpha\,\big(q^{C}_t \cdot k^{C}_s
 #   + q^{R}_t \cdot k^{R}_s\big),$$
 #
-# with $C$ for the part without position and $R$ for the rotary part. Both
-# must shrink by $\gamma$.
+# with the paper's letters: superscript $C$ for the part without position
+# (N numbers; it has nothing to do with the axis C of the latent), $R$ for
+# the rotary part. Both must shrink by $\gamma$.
 #
 # | What | Made by | Whose | Factor |
 # |---|---|---|---|
@@ -497,7 +498,7 @@ assert ends["clipped"] < ends["plain"] + 0.2
 plots.held(maxima, losses, tau)
 
 # %% [markdown]
-# Logits pass tau a little. A clip is made from the step's own maxima, and
+# Logits still pass tau. A clip is made from the step's own maxima, and
 # the *next* step starts from there: how far beyond tau it gets is how far
 # one step can go. At this rate that is a lot.
 #
@@ -527,8 +528,8 @@ for logit in (10.0, 30.0, 100.0, maxima["plain"].max()):
           f"slope {slope:.1e}")
 
 # %% [markdown]
-# **QK-norm** divides every query and every key by its length. In plain
-# attention that works well. In MLA the cache holds latents, and the
+# **QK-norm** divides every query and every key by its length. Plain
+# attention can do that. In MLA the cache holds latents, and the
 # absorbed form (lesson 03) never makes a head's key: the key's matrix has
 # moved to the query's side. But the length of a key differs from head to
 # head and from token to token, and to know it the key must be made. For
@@ -542,7 +543,7 @@ keys *= k2.num_hidden_layers
 token = 2 * minik2.sizing.parameters(k2).active
 row = k2.kv_lora_rank + k2.qk_rope_head_dim
 print(f"all keys formed anew: {keys:.1e} operations, {keys / token:.0f} "
-      "times all matrix products of the token")
+      "times the token's products with its active weights")
 print(f"or every head's length kept: {heads} more numbers beside {row}, "
       f"a cache {heads / row:.0%} larger")
 
@@ -585,8 +586,8 @@ print(f"70,000 of {15.5e12 / 2**26:,.0f} steps: "
 # %% [markdown]
 # ## On the back of an envelope
 #
-# K2's heads have 192 numbers in query and key, and in training at short
-# context the scale is $1/\sqrt{192}$. How large, in the root mean square,
+# K2's heads have 192 numbers in query and key. Leave YaRN aside, so that
+# the scale is $1/\sqrt{192}$. How large, in the root mean square,
 # must the numbers of a query and a key be for a logit of 100, if the two
 # point the same way? And for 1,000?
 #
@@ -615,9 +616,9 @@ print("our trained block, head by head: longest query and key aligned",
 # **Takeaway.** Under Muon a head's logits can grow without end. QK-Clip
 # watches each head's largest logit and, after the step, scales the rows
 # that make it: a root of gamma on both parts without position, all of gamma
-# on the rotary query, nothing on what is shared and nothing on values. The
-# model's function of the moment changes in the loud heads only, and what
-# is trained and served is still the same architecture.
+# on the rotary query, nothing on what is shared and nothing on values.
+# Quiet heads stay exactly as they are, and the model that is served has no
+# new part.
 #
 # </div>
 #
