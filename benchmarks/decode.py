@@ -29,6 +29,7 @@ from benchmarks import forward, records
 from benchmarks.decode_engine import ENGINES, ROOM
 from minik2 import ModelConfig, reference, sizing
 from minik2.doctor import machine, measure
+from minik2.plots import decode as picture
 from minik2.sizing.flops import pair_costs
 from minik2.sizing.formats import read_bytes
 
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="bench")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--record", action="store_true", help="write results/decode.json")
+    parser.add_argument("--record", action="store_true", help="write and draw results/decode.json")
     chosen = parser.parse_args(arguments)
     if chosen.record and machine.numba_layer() == "workqueue":
         print("Nothing is recorded: Numba's threads start through its own workqueue here; install "
@@ -188,9 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{chosen.preset}, {chosen.threads} threads, medians of {chosen.rounds} rounds, load "
           f"{load:.2f} before, last-level cache {held:.0f} MiB\n\n{table(result)}")  # fmt: skip
     if chosen.record:
-        records.write_json(records.RESULTS / "decode.json", {
-            **machine.stamp(), "preset": chosen.preset, "threads": chosen.threads,
-            "rounds": chosen.rounds, "load_before": load, **result})  # fmt: skip
+        record = {**machine.stamp(), "preset": chosen.preset, "threads": chosen.threads,
+                  "rounds": chosen.rounds, "load_before": load, **result}  # fmt: skip
+        records.write_json(records.RESULTS / "decode.json", record)
+        picture.decode(record).write(records.ROOT / "figures" / "decode.png")
     for sentence in (failures := short(result)):
         print(f"\n{sentence}", file=sys.stderr)
     return 1 if failures else 0
