@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # A rank that is gone is noticed at once, because its connections close. This is for one that hangs.
 TIMEOUT = timedelta(minutes=10)
+STORE_TIMEOUT = timedelta(minutes=1)
 BEAT, SILENCE = 0.5, 3.0  # seconds
 SHOWN = 5
 
@@ -106,8 +107,13 @@ class _Launched(Ranks):
         self.beating, self.where = threading.Event(), f"minik2/{_attempt()}"
         # At once, so that whoever looks finds it.
         _store().set(f"{self.where}/{self.rank}", "0")
-        thread = threading.Thread(target=self._beat, args=(_store(),), daemon=True)
-        thread.start()
+        self.thread = threading.Thread(target=self._beat, args=(_store(),), daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """No more signs of life. A thread within the store's library must not outlive Python."""
+        self.beating.set()
+        self.thread.join()
 
     def _beat(self, store: dist.Store) -> None:
         beats = 0
@@ -172,19 +178,32 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        _meet(backend)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"The ranks of this run cannot meet: {error}") from error
     group = _Launched()
     try:
         yield group
+        dist.barrier()  # whoever ended first would cut the others' last words short
     except RuntimeError as error:
         if (found := group.explained(error)) is error:
             raise
         raise found from error
     finally:
-        group.beating.set()
+        group.end()
         dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    import torch.distributed as dist
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        return
+    # torchrun's store outlives a restart: without a prefix, ranks find the addresses of the dead.
+    store = dist.PrefixStore(f"minik2/{_attempt()}/group", _store())
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
 
 
 def launched() -> bool:
@@ -219,4 +238,4 @@ def _store() -> dist.Store:
     import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
+    return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
