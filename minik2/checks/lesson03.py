@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minik2.checks.exercise import Case, Exercise, Invariant, wrong
+from minik2.checks.exercise import Case, Exercise, Invariant, Wrong, wrong
 
 TITLE = "The latent cache and absorption"
 
@@ -232,6 +232,20 @@ def _value_rows_do_not_matter(call: Any, args: Case, out: Array) -> str | None:
     return None if moved < 1e-3 else f"With other value rows a number changed by {moved:.4g}."
 
 
+def _reshaped_wrongly(absorb: Any) -> tuple[Wrong, ...]:
+    """Two ways to take kv_b_proj apart that absorbing queries and absorbing outputs share."""
+    return (
+        wrong("heads_last", partial(absorb, split=_heads_last),
+              """The rows are split as if the heads alternated, row by row. A head's N + V rows lie
+              together, so the head is the first axis of the reshape.""",
+              "In reshape(a, b, C), do neighbouring rows differ in a or in b?"),
+        wrong("columns_for_rows", partial(absorb, split=_columns_for_rows),
+              """kv_b_proj was reshaped with C in front. A reshape does not transpose: C is the
+              last axis of the stored matrix, (out, in), and must stay last or be transposed.""",
+              "What does a.reshape(3, 2) do to the rows of a (2, 3) matrix?"),
+    )
+
+
 ABSORB_QUERY = Exercise(
     id="mla.absorb_query",
     lesson="03",
@@ -260,14 +274,7 @@ ABSORB_QUERY = Exercise(
               """The first H·N rows are taken for the keys of all heads. The rows go head by head:
               N key rows and V value rows of head 0, then those of head 1.""",
               "Which row of kv_b_proj is the first one of head 1?"),
-        wrong("heads_last", partial(_absorb_query, split=_heads_last),
-              """The rows are split as if the heads alternated, row by row. A head's N + V rows lie
-              together, so the head is the first axis of the reshape.""",
-              "In reshape(a, b, C), do neighbouring rows differ in a or in b?"),
-        wrong("columns_for_rows", partial(_absorb_query, split=_columns_for_rows),
-              """kv_b_proj was reshaped with C in front. A reshape does not transpose: C is the
-              last axis of the stored matrix, (out, in), and must stay last or be transposed.""",
-              "What does a.reshape(3, 2) do to the rows of a (2, 3) matrix?"),
+        *_reshaped_wrongly(_absorb_query),
         wrong("one_heads_rows", lambda q, w: q @ w[: q.shape[2]],
               """All heads went through the key rows of head 0. Every head has rows of its own.""",
               "What would two heads with equal queries see then, and are they meant to?"),
@@ -378,14 +385,7 @@ ABSORB_OUTPUT = Exercise(
               """The last H·V rows are taken for the values of all heads. The rows go head by head:
               N key rows and V value rows of head 0, then those of head 1.""",
               "Which row of kv_b_proj is the last one of head 0?"),
-        wrong("heads_last", partial(_absorb_output, split=_heads_last),
-              """The rows are split as if the heads alternated, row by row. A head's N + V rows lie
-              together, so the head is the first axis of the reshape.""",
-              "In reshape(a, b, C), do neighbouring rows differ in a or in b?"),
-        wrong("columns_for_rows", partial(_absorb_output, split=_columns_for_rows),
-              """kv_b_proj was reshaped with C in front. A reshape does not transpose: C is the
-              last axis of the stored matrix, (out, in), and must stay last or be transposed.""",
-              "What does a.reshape(3, 2) do to the rows of a (2, 3) matrix?"),
+        *_reshaped_wrongly(_absorb_output),
         wrong("one_heads_rows", _one_heads_values,
               """All heads went through the value rows of head 0. Every head has rows of its
               own.""",

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from minik2.config import ModelConfig
 from minik2.pytorch import qk_clip
 from minik2.pytorch.expert_parallel import ParallelExperts
-from minik2.pytorch.model import Layer, Model, _to_torch, _view
+from minik2.pytorch.model import Layer, Model, named_view, to_torch
 from minik2.pytorch.moe import MoE
 from minik2.pytorch.muon import Muon, MuonClip, newton_schulz, scale
 
@@ -103,7 +103,7 @@ class ShardedModel(Model):
         for name, shape in self.cfg.tensor_shapes().items():
             if ".experts." not in name:
                 target = held[name]
-                array = _to_torch(value(name, shape))
+                array = to_torch(value(name, shape))
                 if isinstance(target, DTensor):
                     array = array[own_rows(len(array), self.mesh.world)]
                 local(target).copy_(array)
@@ -116,7 +116,7 @@ class ShardedModel(Model):
                              for part in ("gate_up_proj", "down_proj"))  # fmt: skip
             gate, up = gate_up.chunk(2)
             places = {"gate_proj": gate, "up_proj": up, "down_proj": down}
-            places[matrix].copy_(_to_torch(value(name, shape)))
+            places[matrix].copy_(to_torch(value(name, shape)))
 
     @property
     def own_experts(self) -> range:
@@ -148,7 +148,7 @@ class ShardedModel(Model):
             name: self.whole(name, local(p)) for name, p in self.named_parameters()
         }
         held |= dict(self.named_buffers())
-        return {name: _view(held, name) for name in self.cfg.tensor_shapes()}
+        return {name: named_view(held, name) for name in self.cfg.tensor_shapes()}
 
     def travel(self, now: bool) -> None:
         """Whether the next backward pass sends gradients, or adds to those kept here."""

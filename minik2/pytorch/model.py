@@ -94,7 +94,7 @@ class Model(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of the checkpoint by its name, experts one by one, as views."""
         held = dict(self.named_parameters()) | dict(self.named_buffers())
-        return {name: _view(held, name) for name in self.cfg.tensor_shapes()}
+        return {name: named_view(held, name) for name in self.cfg.tensor_shapes()}
 
     @classmethod
     def empty(cls, cfg: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> Model:
@@ -135,7 +135,7 @@ class Model(nn.Module):
     @torch.no_grad()
     def _fill(self, value: Any) -> None:
         for name, tensor in self.weights.items():
-            tensor.copy_(_to_torch(value(name, tuple(tensor.shape))))
+            tensor.copy_(to_torch(value(name, tuple(tensor.shape))))
 
     def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
         """Write a checkpoint; format: the weights' own, or as `checkpoint.save` narrows them."""
@@ -265,7 +265,7 @@ class Model(nn.Module):
         grads = torch.autograd.grad(loss, list(parameters.values()))
         held = dict(zip(parameters, grads, strict=True))
         names = (n for n in self.cfg.tensor_shapes() if not n.endswith("e_score_correction_bias"))
-        return loss.detach(), {name: _view(held, name) for name in names}
+        return loss.detach(), {name: named_view(held, name) for name in names}
 
     def generate(
         self,
@@ -295,7 +295,7 @@ def _on_a_device(values: Any) -> bool:
     return isinstance(values, Tensor) and values.device.type != "cpu"
 
 
-def _view(held: dict[str, Tensor], name: str) -> Tensor:
+def named_view(held: dict[str, Tensor], name: str) -> Tensor:
     """The tensor called `name` in the checkpoint: held as such, or one slice of an expert stack."""
     if ".experts." not in name:
         return held[name]
@@ -306,7 +306,7 @@ def _view(held: dict[str, Tensor], name: str) -> Tensor:
     return gate if matrix == "gate_proj" else up
 
 
-def _to_torch(array: np.ndarray[Any, Any]) -> Tensor:
+def to_torch(array: np.ndarray[Any, Any]) -> Tensor:
     # torch knows no ml_dtypes; the bits are the same.
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

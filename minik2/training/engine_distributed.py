@@ -124,7 +124,7 @@ class DistributedEngine(PyTorchEngine):
         return {n: t.detach().cpu().numpy() for n, t in self.model.whole_weights().items()}
 
     def optimizer_state(self) -> dict[str, Array]:
-        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        owners = self._owners()
         state = {}
         for name, p in self.model.named_parameters():
             for kind, tensor in owners[p].state[p].items():
@@ -134,7 +134,7 @@ class DistributedEngine(PyTorchEngine):
         return state
 
     def _load(self, state: Mapping[str, Array]) -> None:
-        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        owners = self._owners()
         parameters = dict(self.model.named_parameters())
         for key, array in state.items():
             name, _, kind = key.rpartition("/")

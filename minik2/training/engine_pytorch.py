@@ -128,8 +128,12 @@ class PyTorchEngine:
             for kind, tensor in held.items()
         }  # fmt: skip
 
+    def _owners(self) -> dict[torch.Tensor, torch.optim.Optimizer]:
+        """Which optimizer updates a parameter."""
+        return {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+
     def _load(self, state: Mapping[str, Array]) -> None:
-        owners = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        owners = self._owners()
         parameters = dict(self.model.named_parameters())
         for key, array in state.items():
             name, _, kind = key.rpartition("/")

@@ -108,13 +108,14 @@ def train(
         corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
     library = engines.check(settings.engine, habits.device)
     mine = identity.of(cfg, settings, corpus)
+    name = identity.digest(mine)
     with (
         stop_when_asked() as asked,  # torchrun asks too, of ranks that have to say why they end
         ranks.joined(habits.device) as group,
         contextlib.ExitStack() as stack,
     ):
         group.same({"config": mine["config"], "settings": mine["settings"],
-                    "text": {"checksums": identity.digest(mine)}})  # fmt: skip
+                    "text": {"checksums": name}})  # fmt: skip
         group.together(lambda: stack.enter_context(identity.held(run, mine)))
         threads = stack.enter_context(engines.threads(settings.engine, habits.threads))
         made_with = {
@@ -124,7 +125,6 @@ def train(
         if group.count > 1:
             made_with["ranks"] = group.count
         tell = tell if group.leads else lambda kind, facts: None
-        name = identity.digest(mine)
         begun = _Run(cfg, settings, corpus, run, habits, tell, made_with, name, group)
         return begun.go(lambda: group.agree(asked()))
 
