@@ -53,10 +53,11 @@ def held(tensors: Iterable[Tensor]) -> int:
 
 def measure(
     cfg: ModelConfig, tokens: int, batch: int, dtype: torch.dtype = torch.float32,
-    optimizer: str = "muonclip", device: str = "cpu",
+    optimizer: str = "muonclip", device: str = "cpu", recompute: bool = False,
 ) -> Measured:
     """One step of training a fresh model on random tokens."""
     model = pytorch.Model.init(cfg, device=device, dtype=dtype)
+    model.recompute = recompute
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, cfg.vocab_size, (batch, tokens)))
     ids = ids.to(device)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minik2 import checkpoint, cost, initial, sampling
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
-from minik2.pytorch import balance, generate, rope
+from minik2.pytorch import balance, generate, recompute, rope
 from minik2.pytorch.cache import Cache, Plan
 from minik2.pytorch.ffn import FFN
 from minik2.pytorch.mla import MLA
@@ -71,12 +71,12 @@ class Model(nn.Module):
     """A decoder-only transformer of the DeepSeek-V3 / Kimi K2 family.
 
     The constructor leaves weights as PyTorch's modules do, the experts' and routers' unset; use
-    `init` or `from_pretrained`.
+    `init` or `from_pretrained`. recompute: set it to train in less memory, see `recompute.twice`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.recompute = cfg, False
         self.model = Trunk(cfg)
         self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         self._tie()
@@ -213,7 +213,7 @@ class Model(nn.Module):
         prices = []
         for number, layer in enumerate(self.model.layers):
             saved = Notes() if alpha or watch is not None else None
-            x = layer(x, cos, sin, saved)
+            x = (recompute.twice(layer) if self.recompute else layer)(x, cos, sin, saved)
             if saved is not None and watch is not None:
                 watch.take(number, saved)
             if saved is not None and alpha and "router" in saved:

@@ -44,6 +44,7 @@ class DistributedEngine(PyTorchEngine):
         group: Ranks,
         expert: int = 1,
         dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
     ) -> None:
         if settings.batch % group.count:
             raise ValueError(
@@ -51,7 +52,7 @@ class DistributedEngine(PyTorchEngine):
                 f"ranks; choose a --batch that is a multiple of {group.count}."
             )
         self.group, self.mesh = group, distributed.Mesh(torch.device(device).type, expert)
-        super().__init__(cfg, settings, device, saved, dtype)
+        super().__init__(cfg, settings, device, saved, dtype, recompute)
 
     def _make_model(self, saved: Saved, dtype: torch.dtype) -> ShardedModel:
         cfg, seed = self.cfg, self.settings.seed

@@ -33,9 +33,11 @@ class PyTorchEngine:
         device: str,
         saved: Saved,
         dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
     ) -> None:
         self.cfg, self.settings, self.device = cfg, settings, torch.device(device)
         self.model = self._make_model(saved, dtype)
+        self.model.recompute = recompute
         self.watch = pytorch.Watch(cfg, self.device)
         decay = settings.weight_decay
         self.optimizer: MuonClip | torch.optim.AdamW

@@ -74,12 +74,14 @@ def make(
     saved: tuple[str, Mapping[str, Array]] | None,
     group: Ranks = ALONE,
     expert_ranks: int = 1,
+    recompute: bool = False,
 ) -> Engine:
     """The engine that `settings` names, at its start or where a checkpoint left it.
 
     saved: the checkpoint's directory and optimizer arrays, None for a new run. expert_ranks: how
-    many ranks of the group share a layer's experts. Raises ValueError for several ranks of an
-    engine that knows one.
+    many ranks of the group share a layer's experts. recompute: keep layers' inputs alone for the
+    backward pass (`pytorch.recompute`). Raises ValueError for several ranks of an engine that knows
+    one.
     """
     if group.count == 1 and expert_ranks > 1:
         raise ValueError(
@@ -92,7 +94,7 @@ def make(
         from minik2.training import engine_distributed
 
         return engine_distributed.DistributedEngine(
-            cfg, settings, device, saved, group, expert_ranks
+            cfg, settings, device, saved, group, expert_ranks, recompute=recompute
         )
     if settings.engine == "reference":
         from minik2.training import engine_reference
@@ -100,15 +102,21 @@ def make(
         return engine_reference.ReferenceEngine(cfg, settings, saved)
     from minik2.training import engine_pytorch
 
-    return engine_pytorch.PyTorchEngine(cfg, settings, device, saved)
+    return engine_pytorch.PyTorchEngine(cfg, settings, device, saved, recompute=recompute)
 
 
-def check(engine: str, device: str) -> dict[str, str]:
+def check(engine: str, device: str, recompute: bool = False) -> dict[str, str]:
     """The engine's library and the device, by name and version: what last bits depend on.
 
-    Raises ValueError, one sentence, for a device that the engine cannot compute on.
+    Raises ValueError, one sentence, for a device that the engine cannot compute on, and for
+    recompute where it keeps what its backward pass, written by hand, was made for.
     """
     if engine == "reference":
+        if recompute:
+            raise ValueError(
+                "The reference's backward pass, written by hand, takes what the forward pass kept; "
+                "use --recompute with --engine pytorch."
+            )
         if device != "cpu":
             raise ValueError(f"The reference computes on the CPU, not on {device!r}.")
         import numba

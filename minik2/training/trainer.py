@@ -44,8 +44,8 @@ class Diverged(ValueError):
 @dataclass(frozen=True)
 class Habits:
     """What changes no weight. threads None: as many as the engine's library would use by itself;
-    prompt: what samples begin with; expert_ranks: of several ranks, how many share the experts.
-
+    prompt: what samples begin with; expert_ranks: of several ranks, how many share the experts;
+    recompute: make a layer's activations again in the backward pass instead of keeping them.
     A save every `save_every` steps and an evaluation every `evaluate_every`, and both at the end.
     """
 
@@ -55,6 +55,7 @@ class Habits:
     save_every: int = 100
     prompt: str | None = None
     expert_ranks: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threads", "evaluate_every", "save_every", "expert_ranks"):
@@ -106,7 +107,7 @@ def train(
         )
     for split in ("train", "validation"):
         corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
-    library = engines.check(settings.engine, habits.device)
+    library = engines.check(settings.engine, habits.device, habits.recompute)
     mine = identity.of(cfg, settings, corpus)
     name = identity.digest(mine)
     with (
@@ -170,7 +171,7 @@ class _Run:
             self.warnings += self._compare(saved.state["made_with"])
         held = (str(saved.model), saved.optimizer) if saved else None
         self.engine: Engine = engines.make(
-            cfg, settings, habits.device, held, group, habits.expert_ranks
+            cfg, settings, habits.device, held, group, habits.expert_ranks, habits.recompute
         )
         self.metrics = Metrics(run, self.step) if group.leads else None
         self.warnings += self.metrics.warnings if self.metrics else []

@@ -46,8 +46,10 @@ def test_every_tensor_that_waits_for_backward_is_on_the_list(cfg, tokens, batch)
     """To the byte, with the PyTorch of requirements.lock. If the engine saves others now, bring the
     list in minik2/sizing/activations.py up to date."""
     assume(batch > 1 or not wide(cfg))
-    found = measure(cfg, tokens, batch).activations
-    assert found == sizing.activations(cfg, tokens, batch, "float32", kernels="cpu").bytes
+    for recompute in (False, True):
+        found = measure(cfg, tokens, batch, recompute=recompute).activations
+        mode = "full" if recompute else "none"
+        assert found == sizing.activations(cfg, tokens, batch, "float32", mode, "cpu").bytes
 
 
 def test_the_correction_bias_keeps_32_bits():

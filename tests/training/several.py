@@ -42,8 +42,9 @@ def do(job, group):
     if job["saved"]:
         state = np.load(job["saved"] + "/optimizer.npz")
         saved = job["saved"], {name: state[name] for name in state.files}
-    engine = (DistributedEngine(cfg, settings, "cpu", saved, group, job["expert"], dtype)
-              if group.count > 1 else PyTorchEngine(cfg, settings, "cpu", saved, dtype))
+    again = job["recompute"]
+    engine = (DistributedEngine(cfg, settings, "cpu", saved, group, job["expert"], dtype, again)
+              if group.count > 1 else PyTorchEngine(cfg, settings, "cpu", saved, dtype, again))
     seen = {"losses": [], "norms": [], "loads": [], "clipped": [], "sent": []}
     for step in range(job["steps"]):
         with Wire() as wire:

@@ -52,12 +52,14 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
     return process.returncode, said
 
 
-def job(folder: Path, cfg, expert=1, dtype="float64", saved=None, steps=20, **more) -> dict:
+def job(folder: Path, cfg, expert=1, dtype="float64", saved=None, steps=20, recompute=False,
+        **more) -> dict:
     """One job of `several`; `more` are settings."""
     folder.mkdir(exist_ok=True)
     recipe = {"batch": 8, "window": 12, "rate": 0.02, "tau": 0.05, "balance_alpha": 0.01} | more
     return {"config": cfg.to_json(), "settings": recipe, "dtype": dtype, "out": str(folder),
-            "steps": steps, "expert": expert, "saved": str(saved) if saved else None}  # fmt: skip
+            "steps": steps, "expert": expert, "saved": str(saved) if saved else None,
+            "recompute": recompute}  # fmt: skip
 
 
 def do(count: int, *jobs: dict) -> list[dict]:
@@ -117,6 +119,23 @@ def test_any_layout_trains_as_one_process_does(tmp_path, alone, layout):
         for tensor, weight in kept(tmp_path / name, cfg).items():
             scale = np.abs(weights[tensor]).max()
             assert np.abs(weight - weights[tensor]).max() <= 1e-9 * scale, tensor
+
+
+@pytest.mark.parametrize("layout", [(2, 1), (2, 2), (4, 2)], ids=str)
+def test_recomputing_changes_no_bit_and_sends_rows_to_experts_once_more(tmp_path, layout):
+    ranks, expert = layout
+    jobs = [job(tmp_path / str(again), TINY, expert, steps=3, recompute=again, accumulate=2)
+            for again in (False, True)]  # fmt: skip
+    plain, again = do(ranks, *jobs)
+    for what in ("losses", "norms", "loads", "clipped", "held_out", "again", "text"):
+        assert plain[what] == again[what], what
+    for name, weight in kept(tmp_path / "False", TINY).items():
+        np.testing.assert_array_equal(weight, kept(tmp_path / "True", TINY)[name], err_msg=name)
+    # Forwards there and back, backwards there and back, and now forwards once more.
+    counts = 2 * 8 * TINY.n_routed_experts * (expert - 1) // expert * MOE
+    for once, twice in zip(plain["sent"], again["sent"], strict=True):
+        rows, more = (one.pop("exchange", 0) for one in (once, twice))
+        assert once == twice and 2 * more == 3 * rows + counts
 
 
 def test_what_four_ranks_saved_two_and_one_go_on_with(tmp_path):

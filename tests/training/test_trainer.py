@@ -130,6 +130,12 @@ def test_looking_sampling_and_saving_change_no_bit(tmp_path, undisturbed, engine
     assert lines == [entry for entry in undisturbed(recipe)[1] if entry["kind"] == "step"]
 
 
+def test_recomputing_changes_no_bit(tmp_path, undisturbed):
+    recipe = settings(engine="pytorch")
+    train(CFG, recipe, text(), tmp_path, Habits(evaluate_every=3, recompute=True))
+    assert (bits(tmp_path), seen(tmp_path)) == undisturbed(recipe)
+
+
 @BOTH
 def test_a_step_tells_every_heads_largest_logit(undisturbed, engine):
     """QK-Clip's own rule holds between what is told: γ = tau / logit, of the heads above tau."""
@@ -314,6 +320,7 @@ REFUSED = {
     "vocabulary": ({"cfg": CFG.replace(vocab_size=255)}, {}, "this model's vocabulary has 255"),
     "text": ({"corpus": Corpus([("a", b"ab" * 5), ("b", b"b" * 90)])}, {}, "too few for windows"),
     "reference on a GPU": ({"engine": "reference"}, {"device": "cuda"}, "computes on the CPU"),
+    "reference, recomputing": ({"engine": "reference"}, {"recompute": True}, "--engine pytorch"),
     "no GPU": ({"engine": "pytorch"}, {"device": "cuda:63"}, "cannot use 'cuda:63'"),
     "no device": ({"engine": "pytorch"}, {"device": "abacus"}, "cpu or cuda"),
     "another device": ({"engine": "pytorch"}, {"device": "meta"}, "cpu or cuda"),
