@@ -116,7 +116,7 @@ def train(
                 "the others hold copies. K2: 16.")] = 1,
     recompute: Annotated[bool, _option(
         HABITS, "Keep each layer's input alone for the backward pass and compute the rest again: "
-                "less memory, one more forward pass. K2: for some tensors.", "--recompute")] = False,
+                "less memory, a second forward pass. K2: some tensors.", "--recompute")] = False,
     plot: Annotated[bool, _option(
         PICTURE, "Train nothing: draw the runs named, finished or not.", "--plot")] = False,
     output: Annotated[Path | None, _option(
