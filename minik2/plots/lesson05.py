@@ -2,14 +2,11 @@
 
 Unusual here: a score and its bias are drawn as one bar in two kinds, since the choice looks at
 their sum and the weight at the first alone. `explore` draws nothing of its own: it calls `route`,
-which is the figure that a notebook stores, each time its slider is moved. It hands the bytes to
-an image and leaves out ipywidgets.interactive, which would switch on pyplot's way to show figures
-for the whole notebook: those after it came out coarser than those before.
+which is the figure that a notebook stores, each time its slider is moved.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +28,7 @@ from minik2.plots.common import (
     styled,
     ticks,
 )  # fmt: skip
+from minik2.plots.sliders import sliders, widgets
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RESTS = "#C6C9CE"
@@ -142,21 +140,13 @@ def explore(text: str, routers: Mapping[int, tuple[Array, Array, Array]], spot: 
     routers: {layer: (scores, bias, gates)} as `route` takes them. Raises ImportError where
     ipywidgets is not installed (it comes with minik2[course]).
     """
-    widgets = importlib.import_module("ipywidgets")
 
-    layer = widgets.Dropdown(options=list(routers), description="layer")
-    byte = widgets.IntSlider(spot, 0, len(text) - 1, description="byte", continuous_update=False)
-    image = widgets.Image()
+    def draw(layer: int, byte: int) -> Picture:
+        return route(text, layer, byte, *routers[layer])
 
-    def draw(moved: Any = None) -> None:
-        shown = route(text, layer.value, byte.value, *routers[layer.value])
-        image.value, size = shown._repr_png_()
-        image.width, image.height = size["width"], size["height"]
-
-    layer.observe(draw, "value")
-    byte.observe(draw, "value")
-    draw()
-    return widgets.VBox([layer, byte, image])
+    return sliders(
+        draw, layer=widgets().Dropdown(options=list(routers)),
+        byte=widgets().IntSlider(spot, 0, len(text) - 1, continuous_update=False))  # fmt: skip
 
 
 @styled

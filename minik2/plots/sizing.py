@@ -1,12 +1,11 @@
-"""Figures of full size: where the weights are, and what decoding takes; with sliders in a notebook.
+"""Figures of full size: where the weights are, what decoding and training take; with sliders.
 
-Unusual here: the sliders draw nothing of their own. `explore` calls `serving`, the same function
-that draws the static figure, each time one is moved; ipywidgets is imported when it is called.
+Unusual here: the sliders draw nothing of their own. `explore` and `explore_training` call `serving`
+and `training`, which draw the static figures, each time one is moved.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from minik2 import sizing
@@ -23,10 +22,15 @@ from minik2.plots.common import (
     picture,
     styled,
 )  # fmt: skip
+from minik2.plots.sliders import sliders, widgets
 from minik2.sizing import units
 
 BATCHES = tuple(2**n for n in range(11))
 CONTEXTS = tuple(1024 * 2**n for n in range(9))
+COUNTS = tuple(2**n for n in range(8))
+# What a GPU holds in training: colour and hatch, so that a grey print tells the parts apart too.
+HELD = {"parameters": (INK, None), "gradients": (SOFT, None), "optimizer": (SECOND, "///"),
+        "activations": (FAINT, "..")}  # fmt: skip
 
 
 @styled
@@ -111,23 +115,84 @@ def serving(
     return figure
 
 
+@styled
+def training(
+    cfg: ModelConfig, name: str = "this model", layout: sizing.Layout | None = None,
+    device: str = "h800", recompute: str = "selective", published: float | None = None,
+    tokens: int = 4096,
+) -> Picture:
+    """What one GPU of each pipeline stage holds in training, part on part, against its memory.
+
+    layout: 16 stages of 16 GPUs, one copy, if not given. recompute: as in `sizing.activations`.
+    published: bytes of states that the makers give for a GPU, drawn as a line. tokens: of a
+    micro-batch. Raises ValueError as `sizing.cluster` does.
+    """
+    layout = layout or sizing.Layout(pp=16, ep=16)
+    laid = sizing.cluster(cfg, layout, tokens, recompute=recompute)
+    one = sizing.machine(device)
+    fits = sum(stage.total <= one.memory for stage in laid.stages)
+    most = laid.fullest.total
+    found = ("every stage fits" if fits == layout.pp else
+             f"{fits} of {layout.pp} stages fit" if fits else "no stage fits")
+    figure, axes = picture(
+        f"{name} on {layout.gpus:,} x {one.name}: {found}, the fullest with "
+        f"{units.amount(most, 'B')} a GPU", 9.6, 3.6)  # fmt: skip
+    places, bottom = range(layout.pp), [0.0] * layout.pp
+    for part, (colour, hatch) in HELD.items():
+        heights = [getattr(stage, part) / 1e9 for stage in laid.stages]
+        axes.bar(places, heights, 0.72, bottom, label="weights" if part == "parameters" else part,
+                 color=colour, hatch=hatch, edgecolor="white" if hatch != ".." else SOFT,
+                 linewidth=0.6)  # fmt: skip
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.axhline(one.memory / 1e9, color=TODAY, linewidth=1.5,
+                 label=f"memory of {one.name}: {units.amount(one.memory, 'B')}")
+    if published is not None:
+        axes.axhline(published / 1e9, color=INK, linewidth=1.5, linestyle=(0, (4, 2)),
+                     label=f"published, without activations: {units.amount(published, 'B')}")
+    axes.set(xlabel=f"pipeline stage ({layout.stage_gpus} GPUs each)", ylabel="GB a GPU",
+             ylim=(0, 1.08 * max(most, one.memory) / 1e9))  # fmt: skip
+    axes.set_xticks(places if layout.pp <= 32 else places[::8])
+    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def explore(name: str = "kimi-k2") -> Any:
     """`serving` of a preset with sliders for context, batch, machine and format; an ipywidget.
 
     Raises ImportError where ipywidgets is not installed (it comes with minik2[course]).
     """
-    widgets = importlib.import_module("ipywidgets")
-    cfg = ModelConfig.preset(name)
-    slider, menu = widgets.SelectionSlider, widgets.Dropdown
+    cfg, kinds = ModelConfig.preset(name), widgets()
 
     def draw(context: int, batch: int, devices: str, weights: str) -> Picture:
         return serving(cfg, name, context, batch, devices, weights)
 
-    return widgets.interactive(
+    return sliders(
         draw,
-        context=slider(options=[(f"{n:,}", n) for n in CONTEXTS], value=32768),
-        batch=slider(options=BATCHES, value=32),
-        devices=menu(options=["laptop", "8xh800", "16xh800", "8xh200", "16xh200"],
-                     value="16xh200"),
-        weights=menu(options=["bfloat16", "float8", "int4"], value="float8"),
+        context=kinds.SelectionSlider(options=[(f"{n:,}", n) for n in CONTEXTS], value=32768),
+        batch=kinds.SelectionSlider(options=BATCHES, value=32),
+        devices=kinds.Dropdown(options=["laptop", "8xh800", "16xh800", "8xh200", "16xh200"],
+                               value="16xh200"),
+        weights=kinds.Dropdown(options=["bfloat16", "float8", "int4"], value="float8"),
+    )  # fmt: skip
+
+
+def explore_training(name: str = "kimi-k2") -> Any:
+    """`training` of a preset with sliders for stages, their GPUs, copies and recomputation.
+
+    Sliders have the powers of two that fit the model. Raises ImportError as `explore` does.
+    """
+    cfg, kinds = ModelConfig.preset(name), widgets()
+    stages = [n for n in COUNTS if n <= cfg.num_hidden_layers]
+    shares = [n for n in COUNTS if cfg.n_routed_experts % n == 0]
+
+    def draw(stages: int, experts_over: int, copies: int, recompute: str) -> Picture:
+        layout = sizing.Layout(pp=stages, ep=experts_over, dp=copies)
+        return training(cfg, name, layout, recompute=recompute)
+
+    return sliders(
+        draw,
+        stages=kinds.SelectionSlider(options=stages, value=min(16, stages[-1])),
+        experts_over=kinds.SelectionSlider(options=shares, value=min(16, shares[-1])),
+        copies=kinds.SelectionSlider(options=COUNTS, value=8),
+        recompute=kinds.Dropdown(options=["none", "selective", "full"], value="selective"),
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """Figures of full size: titles that the numbers bear out, and sliders that draw the same figure."""
 
+import numpy as np
 import pytest
 
+from minik2 import sizing as sizing_of
 from minik2.config import ModelConfig
 from minik2.plots import sizing
 from tests.plots.test_figures import PNG, assert_title_fits
@@ -45,15 +47,49 @@ def test_the_title_says_whether_it_fits_and_what_limits(settings, words):
     assert_title_fits(figure)
 
 
-def test_sliders_draw_the_static_figure():
+@pytest.mark.parametrize("layout, recompute, words", [
+    (sizing_of.Layout(8, 32), "none", "Kimi K2 on 256 x H800"),
+    (sizing_of.Layout(2, 2), "selective", "no stage fits"),
+    (sizing_of.Layout(32, 32, dp=8), "full", "every stage fits"),
+    (sizing_of.Layout(16, 16), "selective", "8 of 16 stages fit"),
+])
+def test_training_says_which_stages_fit(layout, recompute, words):
+    figure = sizing.training(K2, "Kimi K2", layout, recompute=recompute, published=30e9)
+    assert words in figure.get_suptitle()
+    assert figure.png(40).startswith(PNG)
+    assert_title_fits(figure)
+    laid = sizing_of.cluster(K2, layout, 4096, recompute=recompute)
+    bars = np.array([bar.get_height() for bar in figure.axes[0].patches]).reshape(4, layout.pp)
+    np.testing.assert_allclose(bars.sum(0) * 1e9, [stage.total for stage in laid.stages])
+
+
+@pytest.mark.parametrize("explore, static, names", [
+    (sizing.explore, sizing.serving, {"context", "batch", "devices", "weights"}),
+    (sizing.explore_training, sizing.training, {"stages", "experts_over", "copies", "recompute"}),
+])
+def test_sliders_draw_the_static_figure(explore, static, names, monkeypatch):
     pytest.importorskip("ipywidgets")
-    box = sizing.explore("kimi-k2")
-    names = {child.description: child for child in box.children[:-1]}
-    assert set(names) == {"context", "batch", "devices", "weights"}
-    values = {name: child.value for name, child in names.items()}
-    assert box.f(**values).get_suptitle() == sizing.serving(K2, "kimi-k2").get_suptitle()
-    # Every place that a slider can be in is a figure.
-    for name, child in names.items():
-        for option in (child.options[0], child.options[-1]):
-            value = option[1] if isinstance(option, tuple) else option
-            assert box.f(**values | {name: value}).png(20).startswith(PNG)
+    drawn = []
+
+    def noted(*arguments, **more):
+        drawn.append((arguments, more))
+        return static(*arguments, **more)
+
+    monkeypatch.setattr(sizing, static.__name__, noted)
+    *controls, image = explore("kimi-k2").children
+    assert {control.description for control in controls} == names
+    # Every place that a slider can be in is a figure, and it is the one that is shown.
+    for control in controls:
+        first = control.value
+        for option in (control.options[0], control.options[-1]):
+            control.value = option[1] if isinstance(option, tuple) else option
+            arguments, more = drawn[-1]
+            assert image.value == static(*arguments, **more)._repr_png_()[0]
+        control.value = first
+    assert len(drawn) > len(controls)
+
+
+def test_sliders_for_training_are_of_the_models_own_counts():
+    pytest.importorskip("ipywidgets")
+    stages, shares, *_ = sizing.explore_training("small").children
+    assert stages.options == (1, 2, 4) and shares.options == (1, 2, 4, 8, 16)
