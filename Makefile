@@ -17,7 +17,7 @@ SET_UP = @command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on th
 	MINIK2_COMMAND="make $@" $(PYTHON) tools/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help course test test-all lessons proof bench experiments clean
+.PHONY: help course test test-all lessons proof gpu-check bench experiments clean
 
 help:
 	@echo "minik2: Kimi K2 in miniature. The commands:"
@@ -25,6 +25,7 @@ help:
 	@echo "  make test         set up if need be, and run the tests with the lessons' steps shortened"
 	@echo "  make test-all     every test at full length, the browser test too"
 	@echo "  make proof        hold every part against other implementations; fills the README's table"
+	@echo "  make gpu-check    the same of a GPU against the reference, if there is one; minutes"
 	@echo "  make bench        time both engines beside transformers; wants a quiet machine"
 	@echo "  make experiments  K2's claims tried small; goes on where it stopped (half an hour)"
 	@echo "  make lessons      build the notebooks from lessons/ and run them (minutes)"
@@ -59,6 +60,11 @@ proof:
 	$(SET_UP) course test text
 	@echo "==> every part against every other implementation, on random configurations"
 	@$(BIN)/python -m benchmarks.proof --record
+
+gpu-check:
+	$(SET_UP) course
+	@echo "==> the torch engine on a GPU against the reference"
+	@$(BIN)/python -m benchmarks.gpu_check --record
 
 # One process at a time has the cores: anything that runs beside it spoils the figures. One that falls
 # short does not keep the others from being measured.

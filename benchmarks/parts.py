@@ -1,9 +1,9 @@
-"""The parts of a model that the proof sheet compares, each written once per implementation.
+"""The parts of a model that the proof sheet compares, each written once for each engine.
 
 Unusual here: every implementation runs inside a whole model that was read from the same file, and
 a part is a call into that model. So the tensors' names, the loading and the wiring are compared
-along with the arithmetic. To add a part: write a function for each implementation that has it and
-its chain of roundings, and put it into PARTS.
+along with the arithmetic. To add a part: write a function for each engine that has it and its chain
+of roundings, and put it into PARTS; transformers' own are in theirs.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
-from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
 from benchmarks import rounding
 from minik2 import pytorch, reference
 from minik2.config import ModelConfig
-from tests.oracle import twin
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -173,86 +170,23 @@ def pytorch_gradients(model: pytorch.Model, inputs: Any) -> Any:
     return torch.cat([grad.flatten() for grad in grads.values()])
 
 
-# transformers: the inputs are tensors on the CPU; its two model files differ in the rotation.
-
-
-def is_v3(model: Any) -> bool:
-    return model.config.model_type == "deepseek_v3"
-
-
-def their_table(model: Any, inputs: Any, start: int = 0) -> Any:
-    where = torch.arange(start, start + inputs.tokens.shape[1])
-    return model.model.rotary_emb(inputs.x, where[None].expand(len(inputs.x), -1))
-
-
-def transformers_norm(model: Any, inputs: Any) -> Any:
-    return model.model.layers[-1].input_layernorm(inputs.x)
-
-
-def transformers_rotation(model: Any, inputs: Any) -> Any:
-    heads, table = inputs.heads.transpose(1, 2), their_table(model, inputs, inputs.start)
-    if is_v3(model):
-        # What they return is in two halves; the same numbers, back in neighbouring places.
-        turned, _ = v3.apply_rotary_pos_emb_interleave(heads, heads, *table)
-        turned = turned.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-    else:
-        turned, _ = v2.apply_rotary_emb(heads, heads, table)
-    return turned.transpose(1, 2)
-
-
-def transformers_mla(model: Any, inputs: Any) -> Any:
-    tokens = inputs.tokens.shape[1]
-    mask = torch.full((tokens, tokens), -torch.inf, dtype=inputs.x.dtype).triu(1)[None, None]
-    attention, table = model.model.layers[-1].self_attn, their_table(model, inputs)
-    return attention(inputs.x, position_embeddings=table, attention_mask=mask)[0]
-
-
-def transformers_router(model: Any, inputs: Any) -> Any:
-    _, weights, experts = model.model.layers[-1].mlp.gate(inputs.x)
-    return weights.new_zeros(len(experts), model.config.n_routed_experts).scatter(
-        1, experts, weights)  # fmt: skip
-
-
-def transformers_experts(model: Any, inputs: Any) -> Any:
-    mlp, rows = model.model.layers[-1].mlp, inputs.x.flatten(0, 1)
-    return mlp.experts(rows, inputs.experts, inputs.weights) + mlp.shared_experts(rows)
-
-
-def transformers_whole(model: Any, inputs: Any) -> Any:
-    return model(inputs.tokens).logits
-
-
-def transformers_gradients(model: Any, inputs: Any) -> Any:
-    """Their autograd's, in the order and under the names of the checkpoint, experts apart."""
-    with torch.enable_grad():
-        logits = model(inputs.tokens).logits
-        targets = inputs.tokens.roll(-1, 1).flatten()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
-        held = dict(model.named_parameters())
-        grads = dict(zip(held, torch.autograd.grad(loss, list(held.values())), strict=True))
-    cfg = ModelConfig.from_json(model.config.to_dict())
-    names = [name for name in cfg.tensor_shapes() if not name.endswith("correction_bias")]
-    return torch.cat([twin.find(grads, name).flatten() for name in names])
-
-
 def whole(model: Any, inputs: Any) -> Any:
     return model(inputs.tokens)
 
 
-def three(reference: Run, pytorch: Run, transformers: Run) -> dict[str, Run]:
-    return {"reference": reference, "pytorch": pytorch, "transformers": transformers}
+def both(reference: Run, pytorch: Run) -> dict[str, Run]:
+    return {"reference": reference, "pytorch": pytorch}
 
 
 PARTS = [
-    Part("norm", three(reference_norm, pytorch_norm, transformers_norm), rounding.norm),
-    Part("rotation", three(reference_rotation, pytorch_rotation, transformers_rotation),
-         rounding.far_rotation),
-    Part("MLA", three(reference_mla, pytorch_mla, transformers_mla), rounding.mla),
-    Part("router", three(reference_router, pytorch_router, transformers_router), rounding.router,
+    Part("norm", both(reference_norm, pytorch_norm), rounding.norm),
+    Part("rotation", both(reference_rotation, pytorch_rotation), rounding.far_rotation),
+    Part("MLA", both(reference_mla, pytorch_mla), rounding.mla),
+    Part("router", both(reference_router, pytorch_router), rounding.router,
          needs_experts=True, chooses=True),
-    Part("experts", three(reference_experts, pytorch_experts, transformers_experts),
-         rounding.experts, needs_experts=True),
-    Part("whole model", three(whole, whole, transformers_whole), rounding.model, chooses=True),
-    Part("all gradients", three(reference_gradients, pytorch_gradients, transformers_gradients),
-         rounding.gradients, chooses=True),
+    Part("experts", both(reference_experts, pytorch_experts), rounding.experts,
+         needs_experts=True),
+    Part("whole model", both(whole, whole), rounding.model, chooses=True),
+    Part("all gradients", both(reference_gradients, pytorch_gradients), rounding.gradients,
+         chooses=True),
 ]  # fmt: skip

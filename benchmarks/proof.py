@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import hypothesis
@@ -23,33 +23,14 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from benchmarks import records
-from benchmarks.parts import PARTS, Part
-from benchmarks.question import Case, Question, Side, ask, relative_error
-from benchmarks.rounding import TOO_COARSE
+from benchmarks.comparison import Comparison, Row, cell, compare
+from benchmarks.parts import Part
+from benchmarks.question import Case, Side
+from benchmarks.theirs import PARTS, ask
 from minik2.doctor import machine
 from tests.oracle.configs import configs
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 40))
-# What is promised besides: no bound is wider than this, however sensitive a configuration is.
-PROMISED = {"float64": 1e-9}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sides, the right one taken as exact; precision: that of the numbers they are given."""
-
-    name: str
-    precision: str
-    left: Side
-    right: Side
-
-    @property
-    def on_gpu(self) -> bool:
-        return "cuda" in (self.left.device, self.right.device)
-
-    def has(self, part: Part) -> bool:
-        """Whether both sides have the part."""
-        return self.left.engine in part.runs and self.right.engine in part.runs
 
 
 def comparisons() -> list[Comparison]:
@@ -67,35 +48,6 @@ def comparisons() -> list[Comparison]:
             Comparison("PyTorch on a GPU, reference", half, Side("pytorch", half, "cuda"), exact)]
 
 
-@dataclass
-class Row:
-    """One part under one comparison.
-
-    error and bound belong to the configuration that came closest to its bound, or broke it.
-    left_out: configurations in which rounding may decide a token's experts, or moves the answer so
-    far that an estimate of first order says nothing; configurations: those that were compared.
-    """
-
-    part: str
-    compared: str
-    precision: str
-    configurations: int = 0
-    left_out: int = 0
-    worst_error: float = 0.0
-    error: float = 0.0
-    bound: float = 0.0
-    state: str = "open: no GPU at hand"
-    broken_by: str = ""
-
-    def add(self, error: float, bound: float, case: Case) -> None:
-        if error / bound > (self.error / self.bound if self.bound else -1.0):
-            self.error, self.bound = error, bound
-            self.broken_by = repr(case) if error > bound else ""
-        self.configurations += 1
-        self.worst_error = max(self.worst_error, error)
-        self.state = "broken" if self.broken_by else "holds"
-
-
 def draw(count: int, seed: int) -> list[Case]:
     """`count` random configurations with shapes and seeds; the same for the same seed."""
     cases: list[Case] = []
@@ -111,19 +63,6 @@ def draw(count: int, seed: int) -> list[Case]:
     if len(cases) < count:
         raise RuntimeError(f"hypothesis drew {len(cases)} configurations of the {count} asked for.")
     return cases[:count]
-
-
-def compare(question: Question, part: Part, comparison: Comparison, row: Row, case: Case) -> None:
-    """Add one configuration to a row."""
-    left, right, chain = comparison.left, comparison.right, part.chain(question.cfg, question.shape)
-    noise = chain.noise(left.precision, left.angles) + chain.noise(right.precision, right.angles)
-    bound = noise * question.sensitivity(part)
-    if noise >= question.leeway(part) or bound > TOO_COARSE:
-        row.left_out += 1
-        return
-    bound = min(bound, PROMISED.get(comparison.precision, bound))
-    error = relative_error(question.answer(part, left), question.answer(part, right))
-    row.add(error, bound, case)
 
 
 def run(count: int, seed: int, parts: Sequence[Part] = PARTS) -> list[Row]:
@@ -145,15 +84,6 @@ def run(count: int, seed: int, parts: Sequence[Part] = PARTS) -> list[Row]:
                     for c in mine:
                         compare(question, part, c, rows[part.name, c], case)
     return list(rows.values())
-
-
-def cell(row: Row) -> str:
-    """A row as a cell of the README's table."""
-    if not row.configurations:
-        return "open"
-    sign, mark = ("<", "") if row.state == "holds" else (">", "**broken:** ")
-    error = f"{row.error:.1e}" if row.error else "0"
-    return f"{mark}{error} {sign} {row.bound:.1e} ({row.configurations})"
 
 
 def table(rows: Sequence[Row], count: int, seed: int, stamp: dict[str, Any]) -> str:

@@ -132,3 +132,12 @@ def gradients(cfg: ModelConfig, shape: Shape) -> Chain:
     """
     there = longest(model(cfg, shape), Chain(cfg.vocab_size + 8, 1))
     return there + there + Chain(shape[0] * shape[1], 1)
+
+
+def decoding(cfg: ModelConfig, shape: Shape) -> Chain:
+    """The whole model with attention absorbed: queries and contexts go through one product more."""
+    row = cfg.kv_lora_rank + cfg.qk_rope_head_dim
+    latent = max(cfg.q_lora_rank or 0, cfg.kv_lora_rank)
+    query = Chain(latent, 1) + near_rotation(cfg, shape) + Chain(cfg.qk_nope_head_dim + 1, 2)
+    scores = query + Chain(row, 1) + Chain(shape[1] + 6, 1)
+    return longest(model(cfg, shape), scores + Chain(shape[1] + cfg.kv_lora_rank, 2))

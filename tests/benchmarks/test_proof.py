@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import proof, question, records
-from benchmarks.parts import PARTS
+from benchmarks import proof, question, records, theirs
+from benchmarks.theirs import PARTS
 from minik2 import pytorch, reference
 from minik2.config import ModelConfig
 from minik2.doctor import machine
@@ -153,7 +153,7 @@ def test_a_near_tie_is_left_out_rather_than_called_wrong():
     case = proof.draw(1, 0)[0]
     cfg = routed(hidden_size=16, num_attention_heads=2, n_routed_experts=4, num_experts_per_tok=1,
                  n_group=1, topk_group=1, first_k_dense_replace=0, rms_norm_eps=1e-6)
-    with question.ask(proof.Case(cfg, (1, 8), case.seed), "float32") as asked:
+    with theirs.ask(proof.Case(cfg, (1, 8), case.seed), "float32") as asked:
         model = asked._moved[0][0]
         assert 0 < asked.leeway(part("whole model")) < np.inf
         assert asked.leeway(part("experts")) == np.inf
