@@ -27,8 +27,9 @@ from minik2.pytorch.router import Router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = 4096
+# An odd number is chosen, so that where experts tie in pairs, one of a pair is left.
 WIDE = ModelConfig.preset("tiny").replace(hidden_size=256, n_routed_experts=64,
-                                          num_experts_per_tok=8)  # fmt: skip
+                                          num_experts_per_tok=7)  # fmt: skip
 CONFIGS = {
     "K2": WIDE,
     "V3, 8 groups": WIDE.replace(n_group=8, topk_group=4),

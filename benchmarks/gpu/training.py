@@ -33,7 +33,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Batches = list[tuple[Array, Array]]
 STEPS, BATCH, WINDOW, RATE = 50, 4, 64, 0.01
 # Low enough that heads are clipped in these few steps.
-TAU = 2.0
+TAU = 1.0
 RUNS = 4
 
 
@@ -80,7 +80,7 @@ def band(cfg: ModelConfig, batches: Batches, plain: list[float], size: float) ->
     apart = np.abs(np.array(moved) - plain).max(axis=0)
     # A loss is itself rounded: the band is nowhere narrower than that.
     least = size * np.abs(plain)
-    return [float(width) for width in np.maximum(2 * np.maximum.accumulate(apart), least)]
+    return [float(width) for width in np.maximum.accumulate(np.maximum(2 * apart, least))]
 
 
 def reference_losses(

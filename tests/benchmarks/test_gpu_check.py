@@ -12,7 +12,7 @@ from benchmarks.gpu import choices, draw, greedy, parts, products, steps, traini
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.table import OPEN, table
 from benchmarks.parts import PARTS
-from minik2 import pytorch, reference
+from minik2 import pytorch
 from minik2.config import ModelConfig
 
 TINY = ModelConfig.preset("tiny")
@@ -32,6 +32,7 @@ def states(checks):
     return {(check.name, check.precision): check.state for check in checks}
 
 
+@pytest.mark.slow
 def test_every_section_holds_on_the_cpu_and_the_record_becomes_a_table(
     at_home, monkeypatch, capsys
 ):
@@ -165,12 +166,10 @@ def test_a_planted_error_in_a_part_is_found(mistake, monkeypatch):
     assert (found[name, "float64"] == "holds") == (mistake == "products in TF32")
 
 
-def test_a_cache_that_forgets_a_row_is_found(monkeypatch):
-    wrong = pytorch.rope.table
-    # Every cached token is taken for the first one's neighbour: positions are off by one.
-    monkeypatch.setattr(parts, "cached", parts.cached)
+def test_a_cache_whose_positions_stop_is_found(monkeypatch):
+    right = pytorch.rope.table
     monkeypatch.setattr(pytorch.rope, "table",
-                        lambda cfg, where, dtype: wrong(cfg, where.clamp(max=2), dtype))
+                        lambda cfg, where, dtype: right(cfg, where.clamp(max=2), dtype))
     found = states(parts.run("s", draw.cases(3, 1), "cpu", parts.DECODING[:2]))
     assert set(found.values()) == {"broken"}
 
@@ -199,12 +198,7 @@ def test_a_flipped_choice_is_found_and_a_tie_is_none(cfg, monkeypatch):
     def other_of_a_tie(*arguments):
         """Each expert's double, which scores the same: as right as what was picked."""
         half = cfg.n_routed_experts // 2
-        picked = right(*arguments)
-        whole = [set(row) == {(e + half) % cfg.n_routed_experts for e in row} for row in picked]
-        doubles = (picked + half) % cfg.n_routed_experts
-        if cfg.n_group > 1:
-            return np.where(np.array(whole)[:, None], picked, doubles)
-        return doubles
+        return (right(*arguments) + half) % cfg.n_routed_experts
 
     with monkeypatch.context() as patch:
         patch.setattr(choices, "device_choice", other_of_a_tie)
@@ -214,7 +208,6 @@ def test_a_flipped_choice_is_found_and_a_tie_is_none(cfg, monkeypatch):
 
     def flipped(*arguments):
         picked = right(*arguments)
-        scores = pytorch.router.Router  # noqa: F841
         unpicked = next(e for e in range(cfg.n_routed_experts) if e not in picked[7])
         picked[7, 0] = unpicked
         return picked
@@ -227,7 +220,7 @@ def test_a_flipped_choice_is_found_and_a_tie_is_none(cfg, monkeypatch):
 
 def test_an_expert_that_is_chosen_twice_is_no_choice():
     scores = np.array([[0.9, 0.5, 0.1, 0.2] * 16])
-    picked = np.array([[0, 0, 4, 8, 12, 16, 20, 24]])
+    picked = np.array([[0, 0, 4, 8, 12, 16, 20]])
     gaps = choices.excess(choices.WIDE, scores, np.full(scores.shape, 1e-7), picked)
     assert gaps.tolist() == [math.inf]
 
@@ -237,7 +230,7 @@ def test_a_token_that_was_not_the_best_is_found(monkeypatch):
     right = pytorch.Model.generate
 
     def wrong(self, tokens, new, counts):
-        out = right(self, tokens, new, counts=counts)
+        out = right(self, tokens, new, counts=counts).clone()
         out[0, -3] = (out[0, -3] + 1) % self.cfg.vocab_size
         return out
 
@@ -279,4 +272,3 @@ def test_the_reference_is_what_the_device_is_held_against():
     sides = parts.comparison("bfloat16", "cuda")
     assert (sides.left.device, sides.right.engine, sides.right.precision) == (
         "cuda", "reference", "float64")  # fmt: skip
-    assert reference.Model is not pytorch.Model
