@@ -78,8 +78,8 @@ def band(cfg: ModelConfig, batches: Batches, plain: list[float], size: float) ->
     """Nats, one number a step: how far from `plain` a right curve may be."""
     moved = [reference_losses(cfg, batches, size, seed)[0] for seed in range(1, RUNS + 1)]
     apart = np.abs(np.array(moved) - plain).max(axis=0)
-    # A loss is itself rounded: the band is nowhere narrower than that.
-    least = size * np.abs(plain)
+    # A loss is itself rounded, in float32: the band is nowhere narrower than that.
+    least = move(cfg, "float32") * np.abs(plain)
     return [float(width) for width in np.maximum.accumulate(np.maximum(2 * apart, least))]
 
 
