@@ -274,6 +274,9 @@ for name in ("8xh200", "16xh800", "16xh200"):
 # each other, $b$ tokens leave it out with $(1 - K/E)^b$, and
 #
 # $$\text{share}(b) = 1 - (1 - K/E)^b.$$
+#
+# With one of two experts that is a half for one token, three quarters for
+# two, seven eighths for three.
 
 # %% [markdown] exercise="fullscale.decode_rate"
 # Write this limit. The cache is the latent one of lesson 03, in bfloat16,
@@ -396,6 +399,12 @@ for optimizer in ("muonclip", "adamw"):
 # every GPU that holds them, and what the optimizer keeps is divided among
 # all GPUs with the same weights.
 #
+# The smallest case: one stage, 4 experts of 100 weights and an attention
+# of 50, with EP 2 and DP 3, which makes six GPUs. Each holds 2 experts
+# and the attention, 250 weights. An expert is on 3 of the GPUs, so each
+# of them keeps the optimizer's numbers for a third of its 200, 67 of
+# them. Attention is on all 6: that is 8 more.
+#
 # The numbers are those of K2's report where it gives them (§2.4): 16
 # stages, EP 16, weights in bfloat16, gradients added up in float32. For
 # the optimizer we take what lesson 08 came to: a master copy in float32
@@ -452,10 +461,11 @@ def states(
 # %%
 layout = sizing.Layout(pp=16, ep=16, dp=8)
 laid = sizing.cluster(k2, layout, recompute="selective")
-experts, matrices, rest = stage_weights(k2, layout, 1)  # one GPU's share
-held = experts + matrices + rest
-by_hand = {"parameters": 2 * held, "gradients": 4 * held,
-           "optimizer": 8 * experts / 8 + (8 * matrices + 12 * rest) / 128}
+mine, matrices, rest = stage_weights(k2, layout, 1)  # mine: experts / EP
+held = mine + matrices + rest
+kept = 8 * mine / layout.dp
+kept += (8 * matrices + 12 * rest) / (layout.ep * layout.dp)
+by_hand = {"parameters": 2 * held, "gradients": 4 * held, "optimizer": kept}
 for name, found in by_hand.items():
     print(f"stage 1, {name:<10} {found / 1e9:5.2f} GB a GPU")
     assert 0 <= getattr(laid.stages[1], name) - found < 1  # whole bytes
@@ -513,7 +523,19 @@ for table in (by_torch, by_ml_dtypes):
 #
 # Blocks start at the left upper corner. `kv_a_proj_with_mqa` of K2 is
 # 576 × 7168; 576 is four and a half blocks, so its scales are 5 × 56 and
-# the last row of blocks is 64 rows high: a **ragged edge**.
+# the last row of blocks is 64 rows high: a **ragged edge**. The smallest
+# tensor that has one, 3 × 3 in blocks of 2:
+
+# %%
+small = np.array([[0.1, 0.2, 30], [0.3, 0.4, 50], [6, 7, 800]])
+eight, scales = float8.quantize(small, (2, 2))
+print("as stored\n", eight.astype(float), "\nscales\n", scales)
+print("multiplied\n", float8.dequantize(eight, scales, (2, 2)))
+
+# %% [markdown]
+# Four scales for nine numbers; the last block holds one of them. And 30
+# came back as 28.6: divided by its scale it is 268.8, and between 256 and
+# 288 there is no number in e4m3.
 
 # %% [markdown] exercise="fullscale.dequantize"
 # Read a matrix back from its bytes. `E4M3[codes]` has their values.
@@ -708,6 +730,8 @@ print(f"{rule:.2g} operations, {used:.1%} of the peak: {days:.0f} days")
 # - FP8 blocks: DeepSeek-V3, arXiv 2412.19437, §3.3, and its
 #   README_WEIGHTS; e4m3: Micikevicius et al., arXiv 2209.05433. V3's
 #   hours: its README.
+# - Memory, bandwidth and operations of H800 and H200: their data sheets,
+#   as third-party pages repeat them.
 # - Micro-batches under way in an interleaved pipeline: arXiv 2205.05198.
 #
 # **Next:** lesson 12 lets several processes share one model, and counts
