@@ -1,4 +1,4 @@
-"""The command `minik2`: doctor, progress, check, grade, size; other commands have own modules.
+"""The command `minik2`: doctor, progress, check, size; other commands have own modules.
 
 Unusual here: results go to standard output and all else (bars, complaints) to standard error, so
 that `--json` can be piped; and what a command needs is imported inside it, so that `--help`
@@ -9,25 +9,15 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
-from minik2 import __version__, cli_fullsize, cli_generate, cli_inspect, cli_train
-from minik2.terminal import INTERRUPTED
+from minik2 import __version__, cli_fullsize, cli_generate, cli_grade, cli_inspect, cli_train
+from minik2.cli_looks import UNKNOWN, Memory, TimeLimit, bar, sign
 
 if TYPE_CHECKING:
     from minik2.checks.marking import Mark
@@ -36,16 +26,7 @@ app = typer.Typer(
     name="minik2", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Kimi K2 in miniature: a course, and the engine its claims are checked against.")
 
-# An outcome's colour, and the sign that says the same without it.
-LOOKS = {"passed": ("green", "✓"), "failed": ("red", "✗"), "not yet": ("red", "✗"),
-         "stopped": ("red", "■"), "not attempted": ("dim", "○")}
-UNKNOWN = ("yellow", "?")
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-TimeLimit = Annotated[float, typer.Option(min=1, help="Seconds for all cells and checks of a "
-                                                      "notebook together.")]
-Memory = Annotated[int, typer.Option(min=64, help="Resident memory of a notebook's processes "
-                                                  "together, in MB.")]
 
 
 def _version(asked: bool) -> None:
@@ -88,10 +69,10 @@ def progress(
     """
     from minik2.checks import progress as path_of_lessons
 
-    with _bar() as bar:
-        task = bar.add_task("Checking answers", total=None)
+    with bar() as line:
+        task = line.add_task("Checking answers", total=None)
         seen = path_of_lessons.progress(
-            folder, tell=lambda step: bar.update(task, description=step))
+            folder, tell=lambda step: line.update(task, description=step))
     if as_json:
         print(json.dumps(seen.to_dict(), indent=2))
         return
@@ -99,13 +80,13 @@ def progress(
     for number, title, steps in seen.lessons():
         passed = sum(step.state == "passed" for step in steps)
         out.print(Text.assemble(
-            (f"{number}  {title}  ", "bold"), *(_sign(step.state) for step in steps),
+            (f"{number}  {title}  ", "bold"), *(sign(step.state) for step in steps),
             f"  {passed} of {len(steps)}"))
         for step in steps:
             said = f"looks like {step.mark.looks_like}" if step.mark.looks_like else (
                 step.mark.note if step.state == "not yet" else "")
             out.print(Text.assemble(
-                "    ", _sign(step.state), f" {step.state:<14} {step.exercise.id:<24} ",
+                "    ", sign(step.state), f" {step.state:<14} {step.exercise.id:<24} ",
                 step.exercise.title, (f"  ({said})" if said else "", "dim")))
     for trouble in seen.troubles:
         out.print(Text(f"? {trouble}", UNKNOWN[0]))
@@ -133,11 +114,11 @@ def check(
     from minik2.checks import marking, notebooks
 
     notebook = notebooks.read(_notebook(file))
-    with _bar() as bar:
-        task = bar.add_task(file.name, total=None)
+    with bar() as line:
+        task = line.add_task(file.name, total=None)
         marks = marking.mark(
             notebook, time_limit=time_limit, memory_mb=memory, seed=seed,
-            tell=lambda step: bar.update(task, description=f"{file.name}: {step}"))
+            tell=lambda step: line.update(task, description=f"{file.name}: {step}"))
     if as_json:
         print(json.dumps([made.to_dict() for made in marks], indent=2))
     else:
@@ -145,55 +126,6 @@ def check(
             _show(made)
     if any(made.outcome != "passed" for made in marks):
         raise typer.Exit(1)
-
-
-@app.command()
-def grade(
-    folder: Annotated[Path, typer.Argument(help="Where the submissions are, .ipynb files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path(
-        "grades.csv"),
-    time_limit: TimeLimit = 60.0,
-    memory: Memory = 4096,
-    as_json: AsJson = False,
-) -> None:
-    """Grade every submission in a folder, one row for each exercise of each.
-
-    Each runs in a process of its own, under limits, and is then checked from outside with fresh
-    numbers; nothing that it prints or replaces counts. The limits are no jail: grade strangers in
-    a container, or as a user without rights. Exit status 0 when all are graded, whatever the
-    outcomes; Ctrl-C leaves a table of those that were done.
-    """
-    from minik2.checks import grade as grading
-
-    files = grading.submissions(_folder(folder))
-    _writable(output)
-    if not files:
-        raise FileNotFoundError(f"There are no notebooks (.ipynb) in {folder}.")
-    rows: list[grading.Row] = []
-    with _bar(BarColumn(20), MofNCompleteColumn()) as bar:
-        task = bar.add_task("Reading", total=len(files))
-
-        def tell(name: str, step: str) -> None:
-            bar.update(task, description=f"{name}: {step}")
-
-        interrupted = False
-        grading.write_table(output, rows)  # where it cannot be written, say so before the work
-        try:
-            for made in grading.grade(folder, time_limit=time_limit, memory_mb=memory, tell=tell):
-                rows += made
-                grading.write_table(output, rows)
-                bar.advance(task)
-        except KeyboardInterrupt:
-            interrupted = True
-            grading.write_table(output, rows)
-    if as_json:
-        print(json.dumps([row.to_dict() for row in rows], indent=2))
-    else:
-        _table(rows)
-    done = len({row.submission for row in rows})
-    print(f"{done} of {len(files)} graded; the rows are in {output}.", file=sys.stderr)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -216,6 +148,7 @@ def size(
     print(json.dumps(made.to_dict(), indent=2) if as_json else made)
 
 
+app.command()(cli_grade.grade)
 app.command()(cli_train.train)
 app.command()(cli_generate.generate)
 app.command()(cli_fullsize.fullsize)
@@ -238,42 +171,14 @@ def _notebook(path: Path) -> Path:
     return path
 
 
-def _folder(path: Path) -> Path:
-    if path.is_file():
-        raise NotADirectoryError(f"{path} is a file, and `minik2 grade` takes a folder of "
-                                 "submissions; for one notebook use `minik2 check`.")
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no folder {path}.")
-    return path
-
-
-def _writable(path: Path) -> None:
-    if path.is_dir() or path.suffix == ".ipynb":
-        raise ValueError(f"{path} is no name for a table; give one such as grades.csv.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into.")
-
-
-def _bar(*counted: ProgressColumn) -> Progress:
-    """A progress line that leaves nothing behind; none where no terminal shows it."""
-    err = Console(stderr=True)
-    return Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), *counted,
-                    TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal)
-
-
-def _sign(outcome: str) -> tuple[str, str]:
-    colour, sign = LOOKS.get(outcome, UNKNOWN)
-    return sign, colour
-
-
 def _show(made: "Mark") -> None:
     """One outcome with all that the check says; text from a submission is never markup."""
     first, *rest = made.message.split("\n")
     if made.rung is None or not first.startswith(made.exercise):
         first, rest = f"{made.exercise}: {made.outcome}", [first, *rest]
-    sign, colour = _sign(made.outcome)
+    letter, colour = sign(made.outcome)
     out = Console(highlight=False)
-    out.print(Text(f"{sign} {first}", f"bold {colour}"))
+    out.print(Text(f"{letter} {first}", f"bold {colour}"))
     lines = [Text(line) for line in rest]
     if made.picture:
         lines.append(Text(made.picture))
@@ -281,22 +186,6 @@ def _show(made: "Mark") -> None:
         lines.append(Text(f"Note: {made.note}.", "dim"))
     for text in lines:
         out.print(Padding(text, (0, 0, 0, 2)))
-
-
-def _table(rows: list[Any]) -> None:
-    """One line a submission: how much passed, what did not, and what to look at."""
-    table = Table("submission", "passed", "the rest", box=None, header_style="bold")
-    for name in dict.fromkeys(row.submission for row in rows):
-        marks = [row.mark for row in rows if row.submission == name]
-        passed = sum(made.outcome == "passed" for made in marks)
-        rest = [Text(f"{made.exercise} {made.outcome}".strip() + (
-            f" ({made.looks_like})" if made.looks_like else ""), _sign(made.outcome)[1])
-            for made in marks if made.outcome != "passed"]
-        notes = dict.fromkeys(note for made in marks for note in made.note.split("; ") if note)
-        rest += [Text(note, "dim") for note in notes]
-        table.add_row(Text(name), f"{passed} of {len(marks)}" if marks[0].exercise else "",
-                      Text("; ").join(rest))
-    Console(highlight=False).print(table)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -132,6 +133,10 @@ def test_check_shows_the_picture_of_the_error(call, tmp_path):
                                      "grades.csv."),
     (["grade", ".", "-o", "text.ipynb"], "text.ipynb is no name for a table; give one such as "
                                          "grades.csv."),
+    (["grade", ".", "--lessons", "all"], "'all' names no lessons; write numbers and ranges such as "
+                                         "00-03,05."),
+    (["grade", ".", "--sheets", "text.ipynb"], "text.ipynb is no name for a folder of sheets; give "
+                                               "one such as grades-sheets."),
     (["grade", ".", "-o", "absent/g.csv"], "There is no folder absent to write g.csv into."),
     (["progress", "/"], "There are no lessons in / or above it: go to the course's folder, the "
                         "one that holds notebooks/ and exercises/, or name it."),
@@ -172,16 +177,20 @@ def test_grade_writes_a_table_and_shows_it(call, tmp_path):
     (tmp_path / "class" / "carl.ipynb").write_text("")
     status, out, err = call("grade", "class")
     assert status == 0
-    assert err == "3 of 3 graded; the rows are in grades.csv.\n"
+    assert re.fullmatch(r"3 of 3 graded in \d+\.\d s, \d+\.\d s each; the rows are in grades\.csv, "
+                        r"the sheets in grades-sheets\.\n", err)
+    assert sorted(path.name for path in (tmp_path / "grades-sheets").iterdir()) == [
+        "anna.html", "bold_bert.html", "carl.html"]
+    assert "3 of 3 exercises passed" in (tmp_path / "grades-sheets" / "anna.html").read_text()
     shown = " ".join(out.split())
     assert "anna.ipynb 3 of 3" in shown and "carl.ipynb unreadable" in shown
     assert "[bold]bert.ipynb 0 of 3 config.read not attempted; config.count_expert failed;" in shown
     assert len((tmp_path / "grades.csv").read_text().splitlines()) == 1 + 3 + 3 + 1
-    status, out, _ = call("grade", "class", "-o", "other.csv", "--json")
+    status, out, _ = call("grade", "class", "-o", "other.csv", "--sheets", "pages", "--json")
     rows = json.loads(out)
-    assert status == 0 and len(rows) == 7
+    assert status == 0 and len(rows) == 7 and (tmp_path / "pages" / "carl.html").exists()
     assert rows[-1] | {"message": ""} == {
-        "submission": "carl.ipynb", "lesson": "", "exercise": "", "outcome": "unreadable",
+        "learner": "carl", "submission": "carl.ipynb", "lesson": "", "exercise": "", "outcome": "unreadable",
         "rung": None, "looks_like": None, "seed": None, "seconds": 0.0, "note": "", "message": ""}
 
 

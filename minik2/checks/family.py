@@ -19,11 +19,14 @@ PROCESSES = 64
 
 class Family:
     """leader: the process, in a session of its own; mark: a variable (name, value) of its
-    environment, by which those are found that left the session and lost their parent.
+    environment, by which those are found that left the session and lost their parent; stop: once
+    it is set, from any thread, all of it is killed.
     """
 
-    def __init__(self, leader: "subprocess.Popen[bytes]", mark: tuple[str, str], memory_mb: int):
+    def __init__(self, leader: "subprocess.Popen[bytes]", mark: tuple[str, str], memory_mb: int,
+                 stop: threading.Event):
         self.leader, self.mark, self.limit = leader, mark, memory_mb * 2**20
+        self.stop = stop
         self.members = {psutil.Process(leader.pid)}
         self.reason = ""
         self.lock = threading.Lock()
@@ -45,6 +48,8 @@ class Family:
                     self.reason = f"used more than {self.limit >> 20} MB of memory"
                 elif len(self.members) > PROCESSES:
                     self.reason = f"started more than {PROCESSES} processes"
+                elif self.stop.is_set():
+                    self.reason = "was stopped, as all of them were"
                 if self.reason:
                     self._kill()
             return self.reason

@@ -1,26 +1,33 @@
 """Grading a folder of submissions: one row for each exercise of each, whatever the file holds.
 
-Unusual here: all files are read before the first one runs, so that none can change another. The
-rows come submission by submission, and the table is cheap to write anew after each, so that
-whatever ends the grading leaves what was done.
+Unusual here: all files are read before the first one runs, so that none can change another. As many
+run at a time as there are cores. The rows come submission by submission, as each is done, and table
+and sheets are cheap to write anew after each, so that whatever ends the grading leaves what was
+done.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+import re
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from minik2.checks.exercise import find
+from threadpoolctl import threadpool_limits
+
+from minik2.checks.exercise import exercises, find
 from minik2.checks.marking import Mark, mark
 from minik2.checks.notebooks import Notebook, NotebookError, read
 from minik2.checks.sandbox import clean
+from minik2.doctor.machine import cores
 from minik2.files import write_whole
 
-COLUMNS = ("submission", "lesson", "exercise", "outcome", "rung", "looks_like", "seed", "seconds",
-           "note", "message")
+COLUMNS = ("learner", "submission", "lesson", "exercise", "outcome", "rung", "looks_like", "seed",
+           "seconds", "note", "message")
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,36 @@ class Row:
     submission: str
     mark: Mark
 
+    @property
+    def learner(self) -> str:
+        """Whose it is."""
+        return learner_of(self.submission)
+
+    @property
+    def lesson(self) -> str:
+        """The lesson's two digits, or ""."""
+        return find(self.mark.exercise).lesson if self.mark.exercise else ""
+
     def to_dict(self) -> dict[str, Any]:
-        made = self.mark.to_dict()
-        made["lesson"] = find(self.mark.exercise).lesson if self.mark.exercise else ""
+        made = {"learner": self.learner, "submission": self.submission, "lesson": self.lesson}
+        made |= self.mark.to_dict()
         made["message"] = made["message"].replace("\n", " ")
-        return {"submission": self.submission} | {key: made[key] for key in COLUMNS[1:]}
+        return {key: made[key] for key in COLUMNS}
+
+
+def learner_of(submission: str) -> str:
+    """Whose submission it is: its first folder's name, or the file's without its ending.
+
+    >>> learner_of("anna/03/answers.ipynb"), learner_of("bert.ipynb")
+    ('anna', 'bert')
+    """
+    parts = PurePath(submission).parts
+    return parts[0] if len(parts) > 1 else PurePath(submission).stem
+
+
+def shown(path: Path, folder: Path) -> str:
+    """A submission's name in table and sheets: its path in the folder, without what steers."""
+    return clean(str(path.relative_to(folder)))
 
 
 def submissions(folder: Path) -> list[Path]:
@@ -45,19 +77,56 @@ def submissions(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def lessons_of(text: str) -> frozenset[str]:
+    """The lessons' numbers that a text such as "00-03,05" names. Raises ValueError.
+
+    >>> sorted(lessons_of("00-02,5"))
+    ['00', '01', '02', '05']
+    """
+    known = {exercise.lesson for exercise in exercises()}
+    named: set[str] = set()
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d{1,2})(?:\s*-\s*(\d{1,2}))?\s*", part)):
+            raise ValueError(f"{text!r} names no lessons; write numbers and ranges such as "
+                             "00-03,05.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise ValueError(f"The range {part.strip()} runs backwards; write "
+                             f"{last:02}-{first:02}.")
+        named |= {f"{number:02}" for number in range(first, last + 1)}
+    if unknown := sorted(named - known):
+        raise ValueError(f"Lesson {unknown[0]} has no exercises; those that have some are "
+                         f"{', '.join(sorted(known))}.")
+    return frozenset(named)
+
+
 def grade(
     folder: Path, *, time_limit: float = 60.0, memory_mb: int = 4096,
+    lessons: frozenset[str] | None = None, workers: int | None = None,
     tell: Callable[[str, str], None] = lambda submission, step: None,
-) -> Iterator[list[Row]]:
-    """The rows of one submission after the other.
+) -> Generator[list[Row], None, None]:
+    """The rows of one submission after the other, each as it is done.
 
-    time_limit: seconds a submission; memory_mb: resident memory of all its processes; tell: called
-    with its name and a few words before each step. Raises OSError on Windows.
+    time_limit: seconds a submission; memory_mb: resident memory of all its processes; lessons: the
+    numbers of those to grade, None for all; workers: how many submissions run at a time, None for
+    one a core; tell: called with a submission's name and a few words before each step, from any
+    thread. Closing the iterator stops what still runs. Raises OSError on Windows.
     """
     paths = submissions(folder)
-    read_first = [(clean(str(path.relative_to(folder))), _read(path)) for path in paths]
-    for name, notebook in read_first:
-        yield _rows(name, notebook, time_limit, memory_mb, partial(tell, name))
+    read_first = [(shown(path, folder), _read(path)) for path in paths]
+    stop = threading.Event()
+    limits: dict[str, Any] = {
+        "time_limit": time_limit, "memory_mb": memory_mb, "lessons": lessons, "stop": stop}
+    # The right answers are small products: BLAS threads would only stand in each other's way.
+    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
+        todo = [pool.submit(_rows, name, notebook, tell=partial(tell, name), **limits)
+                for name, notebook in read_first]
+        try:
+            for done in as_completed(todo):
+                yield done.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _read(path: Path) -> Notebook | str:
@@ -68,14 +137,11 @@ def _read(path: Path) -> Notebook | str:
         return str(error)
 
 
-def _rows(
-    name: str, notebook: Notebook | str, time_limit: float, memory_mb: int,
-    tell: Callable[[str], None],
-) -> list[Row]:
+def _rows(name: str, notebook: Notebook | str, **limits: Any) -> list[Row]:
     if isinstance(notebook, str):
         return [Row(name, Mark("", "unreadable", clean(notebook)))]
     try:
-        marks = mark(notebook, time_limit=time_limit, memory_mb=memory_mb, tell=tell)
+        marks = mark(notebook, **limits)
     except NotebookError as error:
         return [Row(name, Mark("", "unreadable", str(error)))]
     return [Row(name, made) for made in marks]

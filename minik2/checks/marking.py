@@ -5,6 +5,7 @@ functions happen in theirs; whatever their cells printed or replaced has no say 
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -61,22 +62,26 @@ def expected(notebook: Notebook) -> list[Exercise]:
 
 def mark(
     notebook: Notebook, *, time_limit: float = 60.0, memory_mb: int = 4096,
-    seed: int | None = None, tell: Callable[[str], None] = lambda text: None,
+    seed: int | None = None, lessons: frozenset[str] | None = None,
+    stop: threading.Event | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> list[Mark]:
     """Run the notebook's cells under limits and check every exercise that it should hold.
 
     time_limit: seconds for the whole notebook; memory_mb: resident memory of all its processes;
-    seed: draws the same numbers as an earlier mark, None fresh ones; tell: called with a few words
-    before each step. Raises OSError on Windows, and NotebookError where there is no exercise.
+    seed: draws the same numbers as an earlier mark, None fresh ones; lessons: the numbers of those
+    to check, None for all; stop: once it is set, from any thread, what runs is killed; tell: called
+    with a few words before each step. Raises OSError on Windows, and NotebookError where there is
+    no exercise of the course.
     """
-    wanted = expected(notebook)
-    if not wanted:
+    held = expected(notebook)
+    if not held:
         raise NotebookError(f"{clean(notebook.path.name)} holds no exercise of this course: none "
                             "of its cells is marked as an answer.")
-    if notebook.untouched:
+    wanted = [e for e in held if lessons is None or e.lesson in lessons]
+    if notebook.untouched or not wanted:
         return [_unanswered(notebook, e) for e in wanted]
     tell("its cells")
-    with Sandbox(notebook.cells, notebook.path.parent, time_limit, memory_mb) as sandbox:
+    with Sandbox(notebook.cells, notebook.path.parent, time_limit, memory_mb, stop) as sandbox:
         marks = []
         for exercise in wanted:
             tell(exercise.id)

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,18 +57,20 @@ class Sandbox:
     """The cells of one notebook in a process of their own; a context manager.
 
     time_limit: seconds for everything together; memory_mb: resident, all processes together;
-    folder: where modules beside the notebook are found. `troubles` holds a sentence (without a
-    subject) for each cell number that failed. Raises OSError on Windows, which lacks what it needs.
+    folder: where modules beside the notebook are found; stop: once it is set, from any thread, the
+    process is killed and none is started again. `troubles` holds a sentence (without a subject) for
+    each cell number that failed. Raises OSError on Windows, which lacks what it needs.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: Path, time_limit: float = 60.0,
-                 memory_mb: int = 4096):
+                 memory_mb: int = 4096, stop: threading.Event | None = None):
         if os.name != "posix":
             raise OSError("Running notebooks under limits needs Linux or macOS; on Windows use "
                           "WSL, or the checks inside the notebooks, which work anywhere.")
         self.cells = [cell for cell in cells if cell.runs and cell.source.strip()]
         self.folder, self.memory_mb, self.time_limit = folder, memory_mb, time_limit
         self.deadline = time.monotonic() + time_limit
+        self.stop = stop or threading.Event()
         self.troubles: dict[int, str] = {}
         self.skipped: set[int] = set()
         self.scratch = Path(tempfile.mkdtemp(prefix="minik2-"))
@@ -150,7 +153,7 @@ class Sandbox:
         return self.process is not None
 
     def _left(self) -> float:
-        return self.deadline - time.monotonic()
+        return 0.0 if self.stop.is_set() else self.deadline - time.monotonic()
 
     def _used_up(self) -> str:
         return f"had used up its {self.time_limit:g} s"
@@ -171,7 +174,7 @@ class Sandbox:
                 cwd=self.scratch, env=environment, pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True)
-        self.family = Family(self.process, (MARK, mark), self.memory_mb)
+        self.family = Family(self.process, (MARK, mark), self.memory_mb, self.stop)
 
     def _end(self) -> None:
         if self.process is None or self.family is None:

@@ -14,7 +14,7 @@ import pytest
 
 from minik2.checks import grade as module
 from minik2.checks import marking
-from minik2.checks.grade import COLUMNS, Row, grade, submissions, write_table
+from minik2.checks.grade import COLUMNS, Row, grade, lessons_of, submissions, write_table
 from minik2.checks.marking import Mark
 from minik2.files import write_whole
 from tests.checks.worksheets import COUNT, READ, RIGHT, answer, code, save, worksheet
@@ -89,6 +89,76 @@ def test_a_seed_gives_the_same_numbers_again(tmp_path):
     assert (again.message, again.rung) == (made.message, made.rung)
 
 
+# Each leaves a file beside the notebook and waits for the other's; the answer is right if it came.
+MEETS = """\
+import pathlib, sys, time
+here = pathlib.Path(sys.path[-1])
+(here / "{mine}").touch()
+until = time.monotonic() + 20
+while not (here / "{other}").exists() and time.monotonic() < until:
+    time.sleep(0.02)
+met = (here / "{other}").exists()
+"""
+
+
+@pytest.mark.parametrize("workers, met", [(2, [3, 3]), (1, [2, 3])])
+def test_as_many_run_at_a_time_as_there_are_workers(tmp_path, workers, met):
+    source = RIGHT[COUNT].replace("return 3", "return met and 3")
+    for mine, other in ("ab", "ba"):
+        waits = code(MEETS.format(mine=mine, other=other).replace("20", "20" if workers > 1 else "1"))
+        save(tmp_path / "class" / f"{mine}.ipynb", [waits, *worksheet(RIGHT | {COUNT: source})])
+    rows = {made[0].submission: made for made in grade(tmp_path / "class", workers=workers)}
+    assert [sum(row.mark.outcome == "passed" for row in rows[name])
+            for name in ("a.ipynb", "b.ipynb")] == met
+
+
+def test_lessons_that_are_asked_for(tmp_path):
+    save(tmp_path / "class" / "anna" / "a.ipynb", worksheet(RIGHT))
+    save(tmp_path / "class" / "anna" / "b.ipynb", [*worksheet(RIGHT), answer("rope.to_halves")])
+    (tmp_path / "class" / "anna" / "c.ipynb").write_text("")
+    rows = [row for made in grade(tmp_path / "class", lessons=frozenset({"01"})) for row in made]
+    assert {row.lesson for row in rows if row.submission.endswith("b.ipynb")} == {"01"}
+    assert [row.mark.outcome for row in rows if row.lesson == ""] == ["unreadable"]
+    assert {Path(row.submission).name for row in rows} == {"b.ipynb", "c.ipynb"}
+    assert {row.learner for row in rows} == {"anna"}
+
+
+@pytest.mark.parametrize("text, lessons", [
+    ("03", "03"), ("3", "03"), ("00-02", "00 01 02"), (" 0 , 4 - 5,4", "00 04 05")])
+def test_numbers_and_ranges_name_lessons(text, lessons):
+    assert lessons_of(text) == set(lessons.split())
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "'' names no lessons; write numbers and ranges such as 00-03,05."),
+    ("1,", "'1,' names no lessons"), ("one", "'one' names no lessons"), ("1-", "'1-' names no"),
+    ("05-03", "The range 05-03 runs backwards; write 03-05."),
+    ("00-99", "has no exercises; those that have some are 00, 01,")])
+def test_a_slip_in_them_is_a_sentence(text, said):
+    with pytest.raises(ValueError) as error:
+        lessons_of(text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_whoever_stops_listening_stops_what_runs(tmp_path):
+    save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT))
+    for name in "bc":
+        save(tmp_path / "class" / f"{name}.ipynb", WAITS)
+    begin = time.monotonic()
+    rows = grade(tmp_path / "class", workers=3)
+    assert [row.mark.outcome for row in next(rows)] == ["passed"] * 3
+    rows.close()
+    assert time.monotonic() - begin < 14, "b and c have 15 s for their cell"
+    assert not [child for child in psutil.Process().children() if "worker.py" in str(cmdline(child))]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def start(tmp_path: Path) -> subprocess.Popen:
     """`minik2 grade` in a process, once one of two submissions is graded and the other waits."""
     save(tmp_path / "class" / "a.ipynb", worksheet(RIGHT))
@@ -101,7 +171,7 @@ def start(tmp_path: Path) -> subprocess.Popen:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if (tmp_path / "class" / "waits").exists():
+        if (tmp_path / "class" / "waits").exists() and table(tmp_path / "grades.csv"):
             return grader
         time.sleep(0.02)
     grader.kill()
@@ -116,7 +186,9 @@ def test_ctrl_c_leaves_what_was_graded(tmp_path):
     assert "1 of 2 graded" in err and "Traceback" not in err
     assert {row["submission"] for row in json.loads(out)} == {"a.ipynb"}
     assert [row["outcome"] for row in table(tmp_path / "grades.csv")] == ["passed"] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "grades.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "class", "grades-sheets", "grades.csv"]
+    assert [path.name for path in (tmp_path / "grades-sheets").iterdir()] == ["a.html"]
 
 
 def test_so_does_the_grader_being_killed(tmp_path):

@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[2] / "minik2"
 # A part may import parts of a lower rank, itself, and (rank 0 only) its equals.
 RANKS = {
     "config": 0, "config_json": 0, "config_rules": 0, "files": 0, "initial": 0,
-    "terminal": 0, "tokens": 0,
+    "terminal": 0, "tokens": 0, "cli_looks": 0,
     "sizing": 1, "checkpoint": 1, "cost": 1, "sampling": 1, "tokenizer": 1,
     "reference": 2, "pytorch": 2,
     "training": 3, "fullsize": 3,
     "plots": 4, "doctor": 4,
     "experiments": 5, "checks": 5, "cli_train": 5, "cli_generate": 5, "cli_fullsize": 5,
     "cli_inspect": 5,
-    "cli": 6, "__main__": 7,
+    "cli_grade": 6,
+    "cli": 7, "__main__": 8,
 }
 ENGINE = {part for part, rank in RANKS.items() if rank <= 2}
 FILES = sorted(PACKAGE.rglob("*.py"))
