@@ -68,7 +68,7 @@ gpu-check:
 
 # One process at a time has the cores: anything that runs beside it spoils the figures. One that falls
 # short does not keep the others from being measured.
-BENCHMARKS := forward decode absorption training newton_schulz small ranks fullsize formats imports lessons
+BENCHMARKS := forward decode absorption training newton_schulz small ranks fullsize formats imports grading lessons
 bench:
 	$(SET_UP) course test text
 	@echo "==> speed, imports, checks and lessons; close what else is running"

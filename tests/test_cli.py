@@ -190,8 +190,9 @@ def test_grade_writes_a_table_and_shows_it(call, tmp_path):
     rows = json.loads(out)
     assert status == 0 and len(rows) == 7 and (tmp_path / "pages" / "carl.html").exists()
     assert rows[-1] | {"message": ""} == {
-        "learner": "carl", "submission": "carl.ipynb", "lesson": "", "exercise": "", "outcome": "unreadable",
-        "rung": None, "looks_like": None, "seed": None, "seconds": 0.0, "note": "", "message": ""}
+        "learner": "carl", "submission": "carl.ipynb", "lesson": "", "exercise": "",
+        "outcome": "unreadable", "rung": None, "looks_like": None, "seed": None, "seconds": 0.0,
+        "note": "", "message": ""}
 
 
 @posix

@@ -1,13 +1,15 @@
 """Grading a folder of submissions: one row for each exercise of each, whatever the file holds.
 
 Unusual here: all files are read before the first one runs, so that none can change another. As many
-run at a time as there are cores. The rows come submission by submission, as each is done, and table
-and sheets are cheap to write anew after each, so that whatever ends the grading leaves what was
-done.
+run at a time as there are cores, each held to a core of its own, so that none can starve another.
+The rows come submission by submission, as each is done, and the table is cheap to write anew after
+each, so that whatever ends the grading leaves what was done.
 """
 
 import csv
 import io
+import os
+import queue
 import re
 import threading
 from collections.abc import Callable, Generator
@@ -117,9 +119,13 @@ def grade(
     stop = threading.Event()
     limits: dict[str, Any] = {
         "time_limit": time_limit, "memory_mb": memory_mb, "lessons": lessons, "stop": stop}
+    workers = workers or cores()
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for core in _cores(workers):
+        free.put(core)
     # The right answers are small products: BLAS threads would only stand in each other's way.
-    with threadpool_limits(1), ThreadPoolExecutor(workers or cores()) as pool:
-        todo = [pool.submit(_rows, name, notebook, tell=partial(tell, name), **limits)
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        todo = [pool.submit(_rows, name, notebook, free, tell=partial(tell, name), **limits)
                 for name, notebook in read_first]
         try:
             for done in as_completed(todo):
@@ -137,13 +143,24 @@ def _read(path: Path) -> Notebook | str:
         return str(error)
 
 
-def _rows(name: str, notebook: Notebook | str, **limits: Any) -> list[Row]:
+def _cores(workers: int) -> list[int | None]:
+    """The core of each worker; None, all of them, for one alone and where there are too few."""
+    mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [*mine[:workers]] if 1 < workers <= len(mine) else [None] * workers
+
+
+def _rows(
+    name: str, notebook: Notebook | str, free: "queue.SimpleQueue[int | None]", **limits: Any
+) -> list[Row]:
     if isinstance(notebook, str):
         return [Row(name, Mark("", "unreadable", clean(notebook)))]
+    core = free.get()
     try:
-        marks = mark(notebook, **limits)
+        marks = mark(notebook, core=core, **limits)
     except NotebookError as error:
         return [Row(name, Mark("", "unreadable", str(error)))]
+    finally:
+        free.put(core)
     return [Row(name, made) for made in marks]
 
 

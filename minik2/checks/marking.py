@@ -63,15 +63,16 @@ def expected(notebook: Notebook) -> list[Exercise]:
 def mark(
     notebook: Notebook, *, time_limit: float = 60.0, memory_mb: int = 4096,
     seed: int | None = None, lessons: frozenset[str] | None = None,
-    stop: threading.Event | None = None, tell: Callable[[str], None] = lambda text: None,
+    stop: threading.Event | None = None, core: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Mark]:
     """Run the notebook's cells under limits and check every exercise that it should hold.
 
     time_limit: seconds for the whole notebook; memory_mb: resident memory of all its processes;
     seed: draws the same numbers as an earlier mark, None fresh ones; lessons: the numbers of those
-    to check, None for all; stop: once it is set, from any thread, what runs is killed; tell: called
-    with a few words before each step. Raises OSError on Windows, and NotebookError where there is
-    no exercise of the course.
+    to check, None for all; stop: once it is set, from any thread, what runs is killed; core: the
+    one that it may use, None for all; tell: called with a few words before each step. Raises
+    OSError on Windows, and NotebookError where there is no exercise of the course.
     """
     held = expected(notebook)
     if not held:
@@ -81,7 +82,9 @@ def mark(
     if notebook.untouched or not wanted:
         return [_unanswered(notebook, e) for e in wanted]
     tell("its cells")
-    with Sandbox(notebook.cells, notebook.path.parent, time_limit, memory_mb, stop) as sandbox:
+    with Sandbox(
+        notebook.cells, notebook.path.parent, time_limit, memory_mb, stop, core
+    ) as sandbox:
         marks = []
         for exercise in wanted:
             tell(exercise.id)

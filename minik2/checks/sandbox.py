@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,12 +59,14 @@ class Sandbox:
 
     time_limit: seconds for everything together; memory_mb: resident, all processes together;
     folder: where modules beside the notebook are found; stop: once it is set, from any thread, the
-    process is killed and none is started again. `troubles` holds a sentence (without a subject) for
-    each cell number that failed. Raises OSError on Windows, which lacks what it needs.
+    process is killed and none is started again; core: the only one that its processes get, where
+    the system can hold them to it, None for all. `troubles` holds a sentence (without a subject)
+    for each cell number that failed. Raises OSError on Windows, which lacks what it needs.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: Path, time_limit: float = 60.0,
-                 memory_mb: int = 4096, stop: threading.Event | None = None):
+                 memory_mb: int = 4096, stop: threading.Event | None = None,
+                 core: int | None = None):
         if os.name != "posix":
             raise OSError("Running notebooks under limits needs Linux or macOS; on Windows use "
                           "WSL, or the checks inside the notebooks, which work anywhere.")
@@ -71,6 +74,7 @@ class Sandbox:
         self.folder, self.memory_mb, self.time_limit = folder, memory_mb, time_limit
         self.deadline = time.monotonic() + time_limit
         self.stop = stop or threading.Event()
+        self.core = core
         self.troubles: dict[int, str] = {}
         self.skipped: set[int] = set()
         self.scratch = Path(tempfile.mkdtemp(prefix="minik2-"))
@@ -174,6 +178,9 @@ class Sandbox:
                 cwd=self.scratch, env=environment, pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True)
+        if self.core is not None and hasattr(os, "sched_setaffinity"):
+            with suppress(OSError):  # it may have ended already
+                os.sched_setaffinity(self.process.pid, {self.core})
         self.family = Family(self.process, (MARK, mark), self.memory_mb, self.stop)
 
     def _end(self) -> None:

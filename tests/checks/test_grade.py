@@ -16,6 +16,7 @@ from minik2.checks import grade as module
 from minik2.checks import marking
 from minik2.checks.grade import COLUMNS, Row, grade, lessons_of, submissions, write_table
 from minik2.checks.marking import Mark
+from minik2.doctor.machine import cores
 from minik2.files import write_whole
 from tests.checks.worksheets import COUNT, READ, RIGHT, answer, code, save, worksheet
 
@@ -94,7 +95,7 @@ MEETS = """\
 import pathlib, sys, time
 here = pathlib.Path(sys.path[-1])
 (here / "{mine}").touch()
-until = time.monotonic() + 20
+until = time.monotonic() + {wait}
 while not (here / "{other}").exists() and time.monotonic() < until:
     time.sleep(0.02)
 met = (here / "{other}").exists()
@@ -105,11 +106,27 @@ met = (here / "{other}").exists()
 def test_as_many_run_at_a_time_as_there_are_workers(tmp_path, workers, met):
     source = RIGHT[COUNT].replace("return 3", "return met and 3")
     for mine, other in ("ab", "ba"):
-        waits = code(MEETS.format(mine=mine, other=other).replace("20", "20" if workers > 1 else "1"))
+        waits = code(MEETS.format(mine=mine, other=other, wait=20 if workers > 1 else 1))
         save(tmp_path / "class" / f"{mine}.ipynb", [waits, *worksheet(RIGHT | {COUNT: source})])
     rows = {made[0].submission: made for made in grade(tmp_path / "class", workers=workers)}
     assert [sum(row.mark.outcome == "passed" for row in rows[name])
             for name in ("a.ipynb", "b.ipynb")] == met
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or cores() < 2,
+                    reason="there is one core, or the system holds nobody to a core")
+def test_each_has_a_core_of_its_own(tmp_path):
+    """Its children as well, so that a crowd of them cannot starve the submission beside it."""
+    counts = ("import os, subprocess, sys\nmine = os.sched_getaffinity(0)\n"
+              "child = subprocess.run([sys.executable, '-c', 'import os; "
+              "print(len(os.sched_getaffinity(0)))'], capture_output=True, text=True).stdout")
+    alone = RIGHT[COUNT].replace("return 3", "return (len(mine) == 1 and int(child) == 1) and 3")
+    for name in "ab":
+        save(tmp_path / "class" / f"{name}.ipynb",
+             [code(counts), *worksheet(RIGHT | {COUNT: alone})])
+    for workers, outcome in ((2, "passed"), (1, "failed")):
+        made = [row for rows in grade(tmp_path / "class", workers=workers) for row in rows]
+        assert [row.mark.outcome for row in made if row.mark.exercise == COUNT] == [outcome] * 2
 
 
 def test_lessons_that_are_asked_for(tmp_path):
@@ -149,14 +166,14 @@ def test_whoever_stops_listening_stops_what_runs(tmp_path):
     assert [row.mark.outcome for row in next(rows)] == ["passed"] * 3
     rows.close()
     assert time.monotonic() - begin < 14, "b and c have 15 s for their cell"
-    assert not [child for child in psutil.Process().children() if "worker.py" in str(cmdline(child))]
+    assert not [child for child in psutil.Process().children() if is_worker(child)]
 
 
-def cmdline(process: psutil.Process) -> list[str]:
+def is_worker(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()
+        return "worker.py" in " ".join(process.cmdline())
     except psutil.Error:
-        return []
+        return False  # gone meanwhile
 
 
 def start(tmp_path: Path) -> subprocess.Popen:

@@ -116,7 +116,8 @@ def test_a_file_that_cannot_be_read_is_told():
 
 
 def test_names_of_files_are_plain_and_no_two_alike():
-    learners = ["anna", "ANNA", "../../etc", "<b>", "a/b", "", "..", "李明", "x" * 300, "=1+1", "a:b"]
+    learners = ["anna", "ANNA", "../../etc", "<b>", "a/b", "", "..", "李明", "x" * 300, "=1+1",
+                "a:b"]
     made = names(learners)
     assert list(made) == learners
     assert len({name.casefold() for name in made.values()}) == len(learners)

@@ -292,7 +292,7 @@ CLASS["changes_the_others"] = Pupil(with_cell(HARMS_THE_NEXT), PASSED)
 CLASS["zz_right_again"] = Pupil(worksheet(RIGHT), PASSED)
 
 # What runs into a limit: half of what is left for a cell, 5 s for a call.
-SLOW_LIMIT = 4
+SLOW_LIMIT = 8
 ENDLESS = "def read(config):\n    while True:\n        pass"
 SLOW = {
     "endless_cell": Pupil(worksheet(answers(read="while True:\n    pass")), one_bad(READ, "failed"),

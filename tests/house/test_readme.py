@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LAB_NOTES.md", "GLOSSARY.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LAB_NOTES.md", "GLOSSARY.md",
+             "AGENTS.md"]
 
 
 def block_with(text: str) -> str:
