@@ -38,8 +38,7 @@ p {{ margin: .3rem 0; }} .quiet {{ opacity: .75; font-size: .9rem; }}
 article {{ border-left: 5px solid; padding: .2rem 0 .2rem .9rem; margin: .8rem 0; }}
 pre {{ overflow-x: auto; line-height: 1.2; margin: .5rem 0; }}
 @media print {{ body {{ font-size: 11pt; margin: 0; max-width: none; }}
-  article {{ break-inside: avoid; }} h2 {{ break-after: avoid; }}
-  pre {{ white-space: pre-wrap; }} }}
+  article {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} }}
 </style>
 """
 
@@ -62,7 +61,7 @@ def names(learners: Iterable[str]) -> dict[str, str]:
 def sheet(learner: str, rows: Collection[Row], lessons: Collection[str] = ()) -> str:
     """The page of one learner as HTML; of an exercise that came several times, the best outcome.
 
-    lessons: the numbers of those that were asked for; those not handed in are named.
+    lessons: the numbers of those that were asked for; those of which nothing can be read are named.
     """
     marked = [row for row in rows if row.mark.exercise]
     best = {row.mark.exercise: row for row in sorted(marked, key=_rank, reverse=True)}
@@ -77,7 +76,8 @@ def sheet(learner: str, rows: Collection[Row], lessons: Collection[str] = ()) ->
         f"{seconds:.1f} s by minik2 {__version__} on {date.today().isoformat()}.</p>",
     ]
     if absent := sorted(set(lessons) - {row.lesson for row in shown}):
-        parts.append(f"<p>Not handed in: {', '.join(f'lesson {number}' for number in absent)}.</p>")
+        said = ", ".join(f"lesson {number}" for number in absent)
+        parts.append(f"<p>No readable notebook for: {said}.</p>")
     parts += [_file(row) for row in rows if not row.mark.exercise]
     for lesson, group in groupby(shown, lambda row: row.lesson):
         inside = list(group)
@@ -123,6 +123,8 @@ def _box(sign: str, colour: str, title: str, said: list[str], picture: str,
              f'<h3><span aria-hidden="true">{sign} </span>{escape(title)}</h3>',
              *(f"<p>{escape(text)}</p>" for text in said)]
     if picture:
-        lines.append(f"<pre>{escape(picture)}</pre>")
+        grid, _, caption = picture.rpartition("\n")
+        lines.append(f"<pre>{escape(grid)}</pre>")
+        quiet = [caption.strip(), *quiet]
     lines += [f'<p class="quiet">{escape(text)}</p>' for text in quiet]
     return "\n".join([*lines, "</article>"])

@@ -56,7 +56,7 @@ def test_what_the_check_said_stands_under_its_exercise_lesson_by_lesson():
         "K2 in one hour", "1 of 2 passed", "○ Read a released config: not attempted",
         "✓ Count one expert: passed", "What was seen.",
         "Attention and rotary positions", "0 of 1 passed",
-        f"✗ {find('rope.rotate').title}: failed", "What was seen.", "    . 9\n    where",
+        f"✗ {find('rope.rotate').title}: failed", "What was seen.", "    . 9", "where",
         "Note: look here.", "rope.rotate, difficulty", "in anna/a.ipynb; 1.3 s",
     ):
         before, found, rest = rest.partition(text)
@@ -103,10 +103,10 @@ def test_the_best_of_several_answers_counts():
     assert made.text.count("Count one expert") == 1
 
 
-def test_lessons_not_handed_in_are_named_where_lessons_were_asked_for():
-    assert "Not handed in: lesson 01, lesson 03." in page(
+def test_lessons_without_a_notebook_are_named_where_lessons_were_asked_for():
+    assert "No readable notebook for: lesson 01, lesson 03." in page(
         row(COUNT, "failed"), lessons={"03", "00", "01"}).text
-    assert "Not handed in" not in page(row(COUNT, "failed")).text
+    assert "No readable" not in page(row(COUNT, "failed")).text
 
 
 def test_a_file_that_cannot_be_read_is_told():
