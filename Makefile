@@ -17,13 +17,14 @@ SET_UP = @command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on th
 	MINIK2_COMMAND="make $@" $(PYTHON) tools/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help course test test-all lessons proof gpu-check bench experiments clean
+.PHONY: help course test test-all lessons book proof gpu-check bench experiments clean
 
 help:
 	@echo "minik2: Kimi K2 in miniature. The commands:"
 	@echo "  make course       set up if need be, and open JupyterLab at lesson 00"
 	@echo "  make test         set up if need be, and run the tests with the lessons' steps shortened"
 	@echo "  make test-all     every test at full length, the browser test too"
+	@echo "  make book         lessons, reference and measurements as pages; no network needed to read"
 	@echo "  make proof        hold every part against other implementations; fills the README's table"
 	@echo "  make gpu-check    the same of a GPU against the reference, if there is one; minutes"
 	@echo "  make bench        time both engines beside transformers; wants a quiet machine"
@@ -46,7 +47,7 @@ test:
 		-m "not slow and not browser" $(PYTEST_ARGS)
 
 test-all:
-	$(SET_UP) course test text
+	$(SET_UP) book course test text
 	@echo "==> every test at full length, $(WORKERS) at a time"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
@@ -55,6 +56,12 @@ lessons:
 	@echo "==> notebooks/, exercises/ and solutions/ from lessons/, run from top to bottom"
 	@$(BIN)/python -m lessons.build --execute
 	@$(BIN)/python tools/readme_picture.py
+
+# Lessons are shown as they were last run; pages stay in build/book/html.
+book:
+	$(SET_UP) book course
+	@echo "==> the book from notebooks/, documents, docstrings and results; Ctrl-C leaves the old one"
+	@$(BIN)/python -m book.build
 
 proof:
 	$(SET_UP) course test text

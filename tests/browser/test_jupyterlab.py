@@ -12,13 +12,12 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from tests.browser.driver import HERE, ROOT, found, node
+
 LESSON = ROOT / "notebooks" / "00_k2_in_one_hour.ipynb"
 PICTURES = ROOT / ".artifacts" / "browser"
 EXERCISE = "config.count_expert"
@@ -29,30 +28,6 @@ ANSWERS = [{"name": "wrong", "source": ANSWER.format(matrices=2)},
            {"name": "right", "source": ANSWER.format(matrices=3)}]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def found(*names: str) -> str:
-    """The first of these programs on the PATH; without any, skip, but on CI fail."""
-    for name in names:
-        if path := shutil.which(name):
-            return path
-    reason = f"the browser test needs {names[0]} on the PATH (see README.md)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node, with the driver installed beside drive.mjs."""
-    program, npm = found("node"), found("npm")
-    if not (HERE / "node_modules" / "playwright-core" / "package.json").exists():
-        done = subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=HERE,
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode and os.environ.get("CI") != "true":
-            pytest.skip("npm could not have playwright-core: is there a network?")
-        assert done.returncode == 0, done.stderr
-    return program
 
 
 @pytest.fixture
@@ -104,8 +79,8 @@ def role_of(cell) -> tuple[str | None, str | None]:
     return marks.get("exercise"), marks.get("role")
 
 
-def test_lesson_00_answers_in_the_browser(server, node, tmp_path):
-    chromium = found("chromium", "chromium-browser", "google-chrome")
+def test_lesson_00_answers_in_the_browser(server, tmp_path):
+    program, chromium = node(), found("chromium", "chromium-browser", "google-chrome")
     folder, address, token = server
     notebook = nbformat.read(LESSON, as_version=4)
     for cell in notebook.cells:
@@ -123,7 +98,7 @@ def test_lesson_00_answers_in_the_browser(server, node, tmp_path):
         "answerCell": roles[EXERCISE, "answer"], "checkCell": roles[EXERCISE, "check"],
         "lastCodeCell": code[-1], "answers": ANSWERS, "runLimit": 240_000, "cellLimit": 60_000,
     }
-    done = subprocess.run([node, HERE / "drive.mjs"], input=json.dumps(job), capture_output=True,
+    done = subprocess.run([program, HERE / "drive.mjs"], input=json.dumps(job), capture_output=True,
                           text=True)
     assert done.returncode == 0, f"{done.stderr}\nPictures are in {PICTURES}."
     shown = json.loads(done.stdout)

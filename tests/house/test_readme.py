@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LAB_NOTES.md", "GLOSSARY.md",
-             "AGENTS.md"]
+             "AGENTS.md", "ERRATA.md"]
 
 
 def block_with(text: str) -> str:
