@@ -27,11 +27,10 @@ page.on("requestfailed", (request) => problems.push(`not loaded: ${request.url()
 page.on("response", (response) => {
   if (response.status() >= 400) problems.push(`status ${response.status()}: ${response.url()}`);
 });
+const own = [job.base, ...job.searches.map(([, base]) => base), "data:", "blob:"];
 await context.route("**/*", (route) => {
   const url = route.request().url();
-  if (url.startsWith(job.base) || url.startsWith("data:") || url.startsWith("blob:")) {
-    return route.continue();
-  }
+  if (own.some((base) => url.startsWith(base))) return route.continue();
   problems.push(`asked for ${url}`);
   return route.abort();
 });
