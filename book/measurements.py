@@ -18,7 +18,8 @@ from book.text import BookError, table
 
 RESULTS = "benchmarks/results"
 FOLD = 24  # a table of more rows than this is folded
-MEANT = {"part", "compared", "precision", "state"}  # what a record says before it is measured
+# What a record says before it is measured.
+MEANT = {"part", "compared", "section", "name", "precision", "state", "note"}
 NUMBERS = 40  # a list of more numbers than this is a curve, which a figure shows better
 
 
@@ -42,6 +43,7 @@ TITLES = {
     "training": "A training step",
     "formats": "FP8 and INT4",
     "fullsize": "Tokens through models of full size",
+    "gpu_check": "The engine on a GPU against the reference",
     "imports": "Imports and checks",
     "newton_schulz": "Newton–Schulz",
     "proof": "Every part against other implementations",
@@ -81,6 +83,10 @@ TABLES = {
         ("part", "part"), ("compared", "compared"), ("precision", "precision"),
         ("configurations", "configurations"), ("error", "relative error"), ("bound", "bound"),
         ("state", "state"))),),
+    "gpu_check": (Columns("Closest to its bound", "checks", (
+        ("section", "section"), ("name", "check"), ("precision", "precision"),
+        ("count", "compared"), ("error", "error"), ("bound", "bound"), ("state", "state"),
+        ("note", "note"))),),
     "absorption": (Columns("Seconds of the two forms", "points", (
         ("new", "new tokens"), ("cached", "cached"), ("absorbed", "absorbed"),
         ("expanded", "expanded"), ("chosen", "chosen by the rule"))),),
@@ -215,22 +221,21 @@ def machine(record: dict[str, Any]) -> str:
     """One line: when, on which machine, with which versions; what the record does not say is left
     out."""
     info = record.get("machine") or {}
-    parts = [str(record.get("date") or info.get("date") or "no date"),
-             str(info.get("processor") or "")]
+    parts = [str(record.get("date") or "no date"), str(info.get("processor") or "")]
     if info.get("cores"):
         parts.append(f"{info['cores']} cores")
     if info.get("memory"):
         parts.append(f"{info['memory'] / 2**30:.0f} GiB")
-    for gpu in [*(info.get("gpus") or []), record.get("device"), info.get("gpu")]:
-        if isinstance(gpu, dict):
-            parts.append(", ".join(f"{words(k)} {value(v)}" for k, v in gpu.items() if is_cell(v)))
-        elif gpu:
-            parts.append(str(gpu))
+    for gpu in info.get("gpus") or []:
+        parts.append(f"{gpu.get('name', 'a GPU')}, {gpu.get('memory', 0) / 2**30:.0f} GiB, driver "
+                     f"{gpu.get('driver', 'unknown')}")
     if info.get("python"):
         parts.append(f"Python {info['python']}")
     versions = info.get("packages") or record.get("versions") or {}
     parts += [f"{name} {version}" for name, version in versions.items()
-              if version and name in ("numpy", "numba", "torch", "transformers", "cuda", "driver")]
+              if version and name in ("numpy", "numba", "torch", "transformers")]
+    if (info.get("cuda") or {}).get("version") and info.get("gpus"):
+        parts.append(f"CUDA {info['cuda']['version']}")
     return "; ".join(part for part in parts if part) + "."
 
 

@@ -70,6 +70,11 @@ PAPERS = (
          "IO-Awareness", "attention's weights formed again on the way back"),
     Work("2205.05198", "Reducing Activation Recomputation in Large Transformer Models",
          "what a pipeline's stages keep for the way back"),
+    Work("1604.06174", "Training Deep Nets with Sublinear Memory Cost",
+         "layers that are computed again on the way back"),
+    Work("1910.02054", "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+         "weights, gradients and optimizer states in shares"),
+    Work("2209.05433", "FP8 Formats for Deep Learning", "the format e4m3"),
     Work("1711.05101", "Decoupled Weight Decay Regularization", "AdamW"),
     Work("1904.09751", "The Curious Case of Neural Text Degeneration", "top-p sampling"),
 )

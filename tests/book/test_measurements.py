@@ -53,13 +53,15 @@ def write(root: Path, name: str, text: str) -> None:
 
 
 def test_a_result_that_nobody_described_has_tables_too(tmp_path):
+    gpu = {"name": "Some GPU", "memory": 2**36, "driver": "1.2"}
     write(tmp_path, "gpu_new", json.dumps({
-        "date": "2030-01-02", "machine": {"gpus": [{"name": "Some GPU", "memory": 8}]},
+        "date": "2030-01-02",
+        "machine": {"gpus": [gpu], "cuda": {"version": "12.8", "usable": True}},
         "tokens": 512, "checks": [{"part": "norm", "error": {"worst": 1.5e-7}, "passed": True}],
         "curves": {"a": {"seconds": [1.0, 2.0, 3.0]}}}))
     page = measurements.page(tmp_path)
     assert page.startswith("## GPU new")
-    assert "2030-01-02; name Some GPU, memory 8." in page
+    assert "2030-01-02; Some GPU, 64 GiB, driver 1.2; CUDA 12.8." in page
     assert "| tokens | 512 |" in page
     assert "| norm | 1.5e-07 | yes |" in page
     assert "| a | 2 (1 to 3) |" in page
@@ -69,6 +71,16 @@ def test_what_nobody_measured_shows_no_zeros(page):
     for line in page.splitlines():
         if "| open:" in line:
             assert "| 0 |" not in line
+
+
+def test_a_check_that_nobody_ran_shows_its_name_and_no_numbers(tmp_path):
+    check = {"section": "parts", "name": "norm", "precision": "float32", "count": 0, "error": 0.0,
+             "bound": 0.0, "state": "open", "note": "no such type"}
+    write(tmp_path, "gpu_check", json.dumps({"date": "2030-01-02", "checks": [
+        check, check | {"count": 7, "error": 1e-7, "bound": 2e-7, "state": "holds"}]}))
+    page = measurements.page(tmp_path)
+    assert "| parts | norm | float32 |  |  |  | open | no such type |" in page
+    assert "| parts | norm | float32 | 7 | 1.0e-07 | 2.0e-07 | holds | no such type |" in page
 
 
 @pytest.mark.parametrize("text, said", [("{", "is no JSON"), ("[]", "holds no record but a list")])
