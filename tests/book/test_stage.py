@@ -76,7 +76,7 @@ def test_public_names_are_all_in_the_reference(book):
 def project(tmp_path):
     """A project of one lesson, with README, results and documents, that a test can spoil."""
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LAB_NOTES.md", "GLOSSARY.md",
-                 "ERRATA.md", "figures", "benchmarks/results", "lessons", "LICENSE"):
+                 "ERRATA.md", "AGENTS.md", "figures", "benchmarks/results", "lessons", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     (tmp_path / "notebooks").mkdir()
