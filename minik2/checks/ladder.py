@@ -200,6 +200,8 @@ def _told(value: Any, keys: tuple[str, ...]) -> str:
         shown = {key: item for key, item in value.items() if key in keys or not keys}
         told = [f"{key} {_told(item, keys)}" for key, item in shown.items()]
         return "{" + ", ".join(told + ["…"] * (len(shown) < len(value))) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_told(item, keys) for item in value) + "]"
     return repr(value)
 
 
