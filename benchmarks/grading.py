@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from benchmarks import records
@@ -166,8 +166,8 @@ def hold(learner: Learner, rows: list[Row]) -> None:
 
 def processor() -> float:
     """Seconds that this process and those it has waited for have had of a core."""
-    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(used.ru_utime + used.ru_stime for used in both)
+    used = psutil.Process().cpu_times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def timed(learners: list[Learner], time_limit: float) -> tuple[float, float, list[Row]]:
