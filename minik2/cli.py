@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from minik2 import __version__, cli_fullsize, cli_generate, cli_grade, cli_inspect, cli_train
+from minik2 import (
+    __version__,
+    cli_capstone,
+    cli_fullsize,
+    cli_generate,
+    cli_grade,
+    cli_inspect,
+    cli_train,
+)
 from minik2.cli_looks import UNKNOWN, Memory, TimeLimit, bar, sign
 
 if TYPE_CHECKING:
@@ -153,6 +161,7 @@ app.command()(cli_train.train)
 app.command()(cli_generate.generate)
 app.command()(cli_fullsize.fullsize)
 app.command()(cli_inspect.inspect)
+app.command()(cli_capstone.capstone)
 
 
 def _notebook(path: Path) -> Path:

@@ -17,9 +17,9 @@ RANKS = {
     "reference": 2, "pytorch": 2,
     "training": 3, "fullsize": 3,
     "plots": 4, "doctor": 4,
-    "experiments": 5, "checks": 5, "cli_train": 5, "cli_generate": 5, "cli_fullsize": 5,
-    "cli_inspect": 5,
-    "cli_grade": 6,
+    "experiments": 5, "checks": 5, "capstone": 5, "cli_train": 5, "cli_generate": 5,
+    "cli_fullsize": 5, "cli_inspect": 5,
+    "cli_grade": 6, "cli_capstone": 6,
     "cli": 7, "__main__": 8,
 }
 ENGINE = {part for part, rank in RANKS.items() if rank <= 2}
