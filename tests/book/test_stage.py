@@ -79,6 +79,8 @@ def project(tmp_path):
                  "ERRATA.md", "AGENTS.md", "figures", "benchmarks/results", "lessons", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
+    (tmp_path / "capstone").mkdir()
+    shutil.copy(ROOT / "capstone" / "README.md", tmp_path / "capstone")
     (tmp_path / "notebooks").mkdir()
     shutil.copy(next(ROOT.glob("notebooks/00_*.ipynb")), tmp_path / "notebooks")
     return tmp_path
@@ -91,7 +93,6 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def test_what_is_optional_comes_by_itself(project):
-    (project / "capstone").mkdir()
     (project / "capstone" / "README.md").write_text("# The capstone\n\n[x](../README.md#speed)\n")
     change(project / "README.md", "## Licence", "## Something new\n\nOf a later day.\n\n## Licence")
     book = stage.collect(project)
