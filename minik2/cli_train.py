@@ -117,6 +117,9 @@ def train(
     recompute: Annotated[bool, _option(
         HABITS, "Keep each layer's input alone for the backward pass and compute the rest again: "
                 "less memory, a second forward pass. K2: some tensors.", "--recompute")] = False,
+    mixed: Annotated[bool, _option(
+        HABITS, "Compute in bfloat16 and keep weights, their gradients and routers in float32: for "
+                "GPUs. K2 does so.", "--mixed")] = False,
     plot: Annotated[bool, _option(
         PICTURE, "Train nothing: draw the runs named, finished or not.", "--plot")] = False,
     output: Annotated[Path | None, _option(

@@ -5,11 +5,12 @@ here and its twin in `minik2.reference` can be read side by side.
 """
 
 from minik2.pytorch import attention, balance, ffn, mla, moe, muon, norm, qk_clip, rope, router
+from minik2.pytorch.mixed import Mixed
 from minik2.pytorch.model import Model
 from minik2.pytorch.muon import Muon, MuonClip
 from minik2.pytorch.watch import Watch
 
 __all__ = [
-    "Model", "Muon", "MuonClip", "Watch", "attention", "balance", "ffn", "mla", "moe", "muon",
-    "norm", "qk_clip", "rope", "router",
+    "Mixed", "Model", "Muon", "MuonClip", "Watch", "attention", "balance", "ffn", "mla", "moe",
+    "muon", "norm", "qk_clip", "rope", "router",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ gives the counts, so it knows them without waiting for a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
+
+if TYPE_CHECKING:
+    from minik2.pytorch.decode import Step
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,6 +44,7 @@ class Cache:
         with torch.inference_mode(False):
             self.rows = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = np.zeros(batch, np.int64)
+        self.step: Step | None = None  # of a GPU, once one has been recorded
 
     @property
     def nbytes(self) -> int:

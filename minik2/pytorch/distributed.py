@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor, Shard
 from minik2.config import ModelConfig
 from minik2.pytorch import qk_clip
 from minik2.pytorch.expert_parallel import ParallelExperts
-from minik2.pytorch.model import Layer, Model, named_view, to_torch
+from minik2.pytorch.mla import MLA
+from minik2.pytorch.model import Model, named_view, to_torch
 from minik2.pytorch.moe import MoE
 from minik2.pytorch.muon import Muon, MuonClip, newton_schulz, scale
 
@@ -208,16 +209,12 @@ class ShardedMuonClip(MuonClip):
     muon_class = ShardedMuon
 
     @torch.no_grad()
-    def _clip(self, layer: Layer, top: Tensor) -> Tensor:
-        cfg = self.model.cfg
-        assert self.tau is not None
-        gamma = qk_clip.gamma(top, cfg, self.tau)
-        for name, factors in qk_clip.row_factors(gamma, cfg).items():
-            p = layer.self_attn.get_parameter(name)
+    def _scale_rows(self, block: MLA, gamma: Tensor) -> None:
+        for name, factors in qk_clip.row_factors(gamma, self.model.cfg).items():
+            p = block.get_parameter(name)
             assert isinstance(p, DTensor)
             rows = factors[own_rows(len(factors), p.device_mesh), None]
             p.to_local().mul_(rows.to(p.dtype))
-        return gamma
 
 
 def gradients(model: nn.Module) -> Iterator[Tensor]:

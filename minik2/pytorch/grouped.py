@@ -1,10 +1,11 @@
 """The routed experts: every token's row through its own experts, and the results summed.
 
 Unusual here: PyTorch has products of sorted rows with their own expert's matrix as one kernel, and
-on a GPU in bfloat16 it is used. That kernel refuses float64 and rows that are no multiple of 16
-bytes, is missing from older versions, and on a CPU its backward pass is slower than a loop; so
-there is one other way, a loop over the experts that have rows, with a backward pass of its own. A
-single token, which is what decoding has, has nothing to sort: its experts are read one by one.
+on a GPU in bfloat16 it is used, so that the host need not know how many rows an expert has. That
+kernel refuses float64 and rows that are no multiple of 16 bytes, and is missing from older
+versions; so there is one other way, a loop over the experts that have rows. Both have a backward
+pass of their own. A single token, which is what decoding has, has nothing to sort: its experts are
+read one by one.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from minik2.pytorch.accelerated import kernels
 
 
 def experts(
@@ -23,8 +26,10 @@ def experts(
     x: (tokens, D); indices (int64), weights: (tokens, K); gate_up_proj: (E, 2I, D);
     down_proj: (E, D, I); y as x. Source: arXiv 2412.19437 eq. 12.
     """
+    if kernels is not None and kernels.takes_experts(x, gate_up_proj):
+        return kernels.experts(x, indices, weights, gate_up_proj, down_proj)
     if fits_the_kernel(x, gate_up_proj) and fits_the_kernel(x, down_proj):
-        return _kernel(x, indices, weights, gate_up_proj, down_proj)
+        return _Kernel.apply(x, indices, weights, gate_up_proj, down_proj)
     if len(x) == 1 and not torch.is_grad_enabled():
         return _one(x, indices, weights, gate_up_proj, down_proj)
     return _Loop.apply(x, indices, weights, gate_up_proj, down_proj)
@@ -47,23 +52,56 @@ def dispatch(indices: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     indices: (tokens, K). Returns token (tokens K,): whose row stands at each sorted place;
     position (tokens, K): the sorted place of each pair; counts (E,): how many rows each expert has.
     """
-    flat = indices.flatten()
-    order = flat.argsort(stable=True)
+    experts_sorted, order = indices.flatten().sort(stable=True)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order), device=order.device)
-    token = order // indices.shape[1]
-    return token, position.view_as(indices), flat.bincount(minlength=experts)
+    # Counting with bincount would make the host wait for a GPU.
+    every = torch.arange(experts, device=order.device)
+    ends = torch.searchsorted(experts_sorted, every, right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    return order // indices.shape[1], position.view_as(indices), counts
 
 
-def _kernel(
-    x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
-) -> Tensor:
-    token, position, counts = dispatch(indices, len(down_proj))
-    ends = counts.cumsum(0).to(torch.int32)
-    gate, up = F.grouped_mm(x[token], gate_up_proj.transpose(1, 2), offs=ends).chunk(2, -1)
-    out = F.grouped_mm(F.silu(gate) * up, down_proj.transpose(1, 2), offs=ends)
-    # Back to (token, choice) order; a gather and a sum, so that runs repeat bit for bit.
-    return torch.einsum("tk,tkd->td", weights, out[position])
+class _Kernel(torch.autograd.Function):
+    """PyTorch's grouped product, for bfloat16 on a GPU; nothing in it makes the host wait.
+
+    As of the loop, only `gate_up` waits for the backward pass, and gradients are written out:
+    autograd's own would add rows up by sorting them once more. Rows go back to their tokens by a
+    gather and a sum, so that runs repeat bit for bit.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor,
+        down_proj: Tensor,
+    ) -> Tensor:  # fmt: skip
+        token, position, counts = dispatch(indices, len(down_proj))
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate_up = F.grouped_mm(x[token], gate_up_proj.mT, offs=ends)
+        gate, up = gate_up.chunk(2, -1)
+        out = F.grouped_mm(F.silu(gate) * up, down_proj.mT, offs=ends)
+        ctx.save_for_backward(x, weights, gate_up_proj, down_proj, gate_up, token, position, ends)
+        return (out[position] * weights[..., None]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, gate_up_proj, down_proj, gate_up, token, position, ends = ctx.saved_tensors
+        share = torch.empty_like(gate_up[:, :1])
+        share[position.flatten()] = weights.reshape(-1, 1)
+        gate, up = gate_up.chunk(2, -1)
+        silu, dout = F.silu(gate), dy[token]
+        dhidden = F.grouped_mm(dout, down_proj, offs=ends)
+        hidden = silu * up
+        # dy · out, without the experts' outputs: (dy down_proj) · hidden.
+        dweights = torch.linalg.vecdot(dhidden, hidden)
+        ddown_proj = F.grouped_mm(dout.T, hidden * share, offs=ends)
+        dhidden = dhidden * share
+        dgate = torch.ops.aten.silu_backward(dhidden * up, gate)
+        dgate_up = torch.cat([dgate, dhidden * silu], -1)
+        dgate_up_proj = F.grouped_mm(dgate_up.T, x[token], offs=ends)
+        drows = F.grouped_mm(dgate_up, gate_up_proj, offs=ends)
+        return drows[position].sum(1), None, dweights[position], dgate_up_proj, ddown_proj
 
 
 def _one(

@@ -13,58 +13,15 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minik2 import checkpoint, cost, initial, sampling
 from minik2 import tokens as token_ids
 from minik2.config import ModelConfig
-from minik2.pytorch import balance, generate, recompute, rope
+from minik2.pytorch import balance, decode, generate, loss, recompute, rope
 from minik2.pytorch.cache import Cache, Plan
-from minik2.pytorch.ffn import FFN
-from minik2.pytorch.mla import MLA
-from minik2.pytorch.moe import MoE
-from minik2.pytorch.norm import RMSNorm
+from minik2.pytorch.layer import Layer, Trunk
 from minik2.pytorch.watch import Notes, Watch
-
-
-class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x (B, T, D).
-
-    saved, if given, takes what attention and router leave there.
-    """
-
-    def __init__(self, cfg: ModelConfig, number: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.self_attn = MLA(cfg)
-        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        moe = cfg.is_moe(number)
-        self.mlp = MoE(cfg) if moe else FFN(cfg.hidden_size, cfg.intermediate_size)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, saved: dict[str, Any] | None = None
-    ) -> Tensor:
-        return self._mlp(x + self.self_attn(self.input_layernorm(x), cos, sin, saved), saved)
-
-    def cached(self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, plan: Plan) -> Tensor:
-        """The same for new tokens (n, D), over this layer's rows of a cache."""
-        y = self.self_attn.cached(self.input_layernorm(x), cos, sin, rows, plan)
-        return self._mlp(x + y, None)
-
-    def _mlp(self, x: Tensor, saved: dict[str, Any] | None) -> Tensor:
-        y = self.post_attention_layernorm(x)
-        return x + (self.mlp(y, saved) if isinstance(self.mlp, MoE) else self.mlp(y))
-
-
-class Trunk(nn.Module):
-    """Everything but the head; it exists so that names start with `model.`, as the checkpoint's."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
-        self.layers = nn.ModuleList(Layer(cfg, n) for n in range(cfg.num_hidden_layers))
-        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
 
 class Model(nn.Module):
@@ -163,7 +120,7 @@ class Model(nn.Module):
         if cache is None:
             if counts is not None:
                 raise ValueError("counts say what a cache is to take in; give a cache too.")
-            return self._run(tokens, 0.0, watch)[0]
+            return self.lm_head(self._run(tokens, 0.0, watch)[0])
         if watch is not None:
             raise ValueError("A watch looks at training, which has no cache; give one of the two.")
         return self._extend(tokens, cache, counts)
@@ -184,6 +141,11 @@ class Model(nn.Module):
         counts = cache.check(cfg, self.lm_head.weight, (batch, width), counts)
         if not counts.any():
             return self.lm_head.weight.new_zeros(batch, width, cfg.vocab_size)
+        step = decode.step(self, cache) if width == 1 and counts.all() else None
+        if step is not None:
+            logits = step(tokens[:, 0])
+            cache.lengths += 1
+            return logits[:, None]
         absorbed = cost.absorb(cfg, int(counts.max()), int(cache.lengths.max()))
         plan = cache.plan(counts, absorbed)
         flat, padded = tokens.flatten(), bool((counts < width).any())
@@ -191,20 +153,34 @@ class Model(nn.Module):
             taken = torch.from_numpy(np.flatnonzero(np.arange(width) < counts[:, None]))
             taken = taken.to(flat.device)
             flat = flat[taken]
-        x = self.model.embed_tokens(flat)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = rope.table(cfg, plan.positions, exact)
-        for layer, rows in zip(self.model.layers, cache.rows, strict=True):
-            x = cast(Layer, layer).cached(x, cos, sin, rows, plan)
-        logits = self.lm_head(self.model.norm(x))
+        logits = self.appended(flat, cache.rows, plan)
         if padded:
             logits = logits.new_zeros(batch * width, cfg.vocab_size).index_copy_(0, taken, logits)
         # Last: until here the cache holds what it held, whatever went wrong.
         cache.lengths += counts
         return logits.unflatten(0, (batch, width))
 
+    def appended(self, tokens: Tensor, rows: Tensor, plan: Plan) -> Tensor:
+        """Logits (n, vocab) of new tokens (n,), which go where `plan` says in a cache's rows."""
+        x = self.model.embed_tokens(tokens)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = rope.table(self.cfg, plan.positions, exact)
+        for layer, own in zip(self.model.layers, rows, strict=True):
+            x = cast(Layer, layer).cached(x, cos, sin, own, plan)
+        return self.lm_head(self.model.norm(x))
+
+    def fuse(self) -> Model:
+        """Have torch.compile join the small operations of each layer; returns the model.
+
+        Compiles at the first call of every new shape, half a minute or so each: for training on a
+        GPU and long decoding there. What is computed in 16 bits is rounded less often.
+        """
+        for layer in self.model.layers:
+            cast(Layer, layer).fuse()
+        return self
+
     def _run(self, tokens: Any, alpha: float, watch: Watch | None) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the balance loss of every layer with experts if alpha is not 0."""
+        """What the head takes, and the balance loss of every layer with experts if alpha > 0."""
         tokens = self._token_ids(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.model.embed_tokens(tokens)
@@ -219,7 +195,7 @@ class Model(nn.Module):
             if saved is not None and alpha and "router" in saved:
                 scores = saved["router"]["scores"].unflatten(0, tokens.shape)
                 prices.append(balance.forward(scores, self.cfg.num_experts_per_tok, alpha))
-        return self.lm_head(self.model.norm(x)), prices
+        return self.model.norm(x), prices
 
     def _token_ids(self, tokens: Any) -> Tensor:
         if not _on_a_device(tokens):
@@ -241,12 +217,12 @@ class Model(nn.Module):
         balance_alpha > 0 adds the sequence-wise balance loss of every layer with experts
         (`balance.forward`). watch takes the heads' largest logits and the experts' loads.
         """
-        logits, prices = self._run(tokens, balance_alpha, watch)
-        exact = torch.promote_types(logits.dtype, torch.float32)
+        x, prices = self._run(tokens, balance_alpha, watch)
         if not _on_a_device(targets):
-            checked = token_ids.check_targets(targets, logits.shape[:2], self.cfg)
+            checked = token_ids.check_targets(targets, x.shape[:2], self.cfg)
             targets = torch.from_numpy(checked).to(self.device)
-        return sum(prices, F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten()))
+        priced = loss.forward(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return sum(prices, priced)
 
     def loss_and_grads(
         self,

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from minik2.pytorch import qk_clip
-from minik2.pytorch.model import Layer, Model
+from minik2.pytorch.layer import Layer
+from minik2.pytorch.mla import MLA
+from minik2.pytorch.model import Model
 from minik2.pytorch.newton_schulz import newton_schulz
 
 __all__ = ["Muon", "MuonClip", "newton_schulz", "scale", "takes"]
@@ -175,8 +177,9 @@ class MuonClip:
             groups.append({"params": fused, "split": 2})
         self.muon = self.muon_class(groups, lr, weight_decay=weight_decay, **muon)
         self.adamw = torch.optim.AdamW(
-            others, lr if adamw_lr is None else adamw_lr, betas, eps, weight_decay
-        )
+            others, lr if adamw_lr is None else adamw_lr, betas, eps, weight_decay,
+            fused=model.device.type == "cuda",
+        )  # fmt: skip
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -199,15 +202,13 @@ class MuonClip:
             return torch.ones(
                 cfg.num_hidden_layers, cfg.num_attention_heads, device=self.model.device
             )
-        gammas = []
-        for layer, top in zip(self.model.model.layers, max_logits, strict=True):
-            gammas.append(self._clip(cast(Layer, layer), top))
-        return torch.stack(gammas)
+        gammas = qk_clip.shrink(max_logits, tau)
+        for layer, gamma in zip(self.model.model.layers, gammas, strict=True):
+            self._scale_rows(cast(Layer, layer).self_attn, gamma)
+        return gammas
 
-    def _clip(self, layer: Layer, top: Tensor) -> Tensor:
-        assert self.tau is not None
-        weights = dict(layer.self_attn.named_parameters())
-        return qk_clip.clip(weights, top, self.model.cfg, self.tau)
+    def _scale_rows(self, block: MLA, gamma: Tensor) -> None:
+        qk_clip.scale_rows(dict(block.named_parameters()), gamma, self.model.cfg)
 
     def _check(self, max_logits: Tensor | None) -> None:
         layers, heads = self.model.cfg.num_hidden_layers, self.model.cfg.num_attention_heads

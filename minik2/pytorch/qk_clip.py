@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minik2.config import ModelConfig
+from minik2.pytorch.accelerated import kernels
 
 # Queries taken at a time, and the most logits held at a time if that allows 16 of them: 128 MB in
 # bfloat16. No T x T matrix is ever held.
@@ -20,9 +21,12 @@ def max_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     q, k: (B, T, H, N + R); scale > 0; returns (H,), float32 for 16-bit inputs. Fused attention does
     not tell its largest logit, so this is a pass of its own, about B H T² (N + R) multiplications
     and additions for long T. In 16 bits the result is the true maximum rounded, because rounding
-    keeps the order: up to 0.4% off in bfloat16. The maxima of several batches are joined by
-    torch.maximum. Source: arXiv 2507.20534 §2.1 (after softmax scaling, before the softmax).
+    keeps the order: up to 0.4% off in bfloat16; a GPU's kernel does not round it. The maxima of
+    several batches are joined by torch.maximum. Source: arXiv 2507.20534 §2.1 (after softmax
+    scaling, before the softmax).
     """
+    if kernels is not None and kernels.takes_logits(q, k):
+        return kernels.max_logits(q, k, scale)
     batch, tokens, heads, _ = q.shape
     queries, keys = q.transpose(1, 2), k.permute(0, 2, 3, 1)
     block = min(BLOCK, max(16, LOGITS // (batch * heads * tokens)))
@@ -64,6 +68,11 @@ def gamma(max_logits: Tensor, cfg: ModelConfig, tau: float) -> Tensor:
         raise ValueError(
             f"The largest logits of heads {bad} are not finite; go back to a good checkpoint."
         )
+    return shrink(max_logits, tau)
+
+
+def shrink(max_logits: Tensor, tau: float) -> Tensor:
+    """`gamma` of any number of layers, unchecked: the host need not wait for the numbers."""
     # In 16 bits γ itself would be off by up to 0.4%.
     exact = torch.promote_types(max_logits.dtype, torch.float32)
     return tau / max_logits.to(exact).clamp(min=tau)
@@ -99,9 +108,15 @@ def clip(
     batch and all ranks; returns `gamma`, and raises what it raises.
     Source: arXiv 2507.20534 algorithm 1; tau 100 is K2's.
     """
-    query = weights["q_proj.weight" if cfg.q_lora_rank is None else "q_b_proj.weight"]
-    exact = torch.promote_types(query.dtype, torch.float32)
-    factor = gamma(max_logits, cfg, tau).to(query.device, exact)
-    for name, rows in row_factors(factor, cfg).items():
-        weights[name].mul_(rows[:, None])
+    factor = gamma(max_logits, cfg, tau)
+    scale_rows(weights, factor, cfg)
     return factor
+
+
+@torch.no_grad()
+def scale_rows(weights: Mapping[str, Tensor], gamma: Tensor, cfg: ModelConfig) -> None:
+    """Multiply one layer's rows by `row_factors`, in place."""
+    for name, rows in row_factors(gamma, cfg).items():
+        weight = weights[name]
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        weight.mul_(rows.to(weight.device, exact)[:, None])

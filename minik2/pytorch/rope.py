@@ -30,6 +30,13 @@ def inverse_frequencies(cfg: ModelConfig) -> Tensor:
     return torch.lerp(plain, plain / yarn.factor, slow)
 
 
+# A recorded step of decoding may not wait for the host to send them.
+@lru_cache
+@torch.inference_mode(False)
+def _frequencies_on(cfg: ModelConfig, device: torch.device) -> Tensor:
+    return inverse_frequencies(cfg).to(device)
+
+
 def mscale(factor: float, strength: float) -> float:
     """YaRN's temperature 0.1 strength ln(factor) + 1; 1 where nothing is stretched."""
     return 0.1 * strength * math.log(factor) + 1 if factor > 1 else 1.0
@@ -45,7 +52,7 @@ def softmax_scale(cfg: ModelConfig) -> float:
 
 def table(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of every position's angles, (T, R/2) each; angles are taken in float64."""
-    frequencies = inverse_frequencies(cfg).to(positions.device)
+    frequencies = _frequencies_on(cfg, positions.device)
     angles = torch.outer(positions.double(), frequencies)
     gain, yarn = 1.0, cfg.rope_scaling
     if yarn is not None:

@@ -34,10 +34,12 @@ class PyTorchEngine:
         saved: Saved,
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
+        mixed: bool = False,
     ) -> None:
         self.cfg, self.settings, self.device = cfg, settings, torch.device(device)
         self.model = self._make_model(saved, dtype)
-        self.model.recompute = recompute
+        self.compute = pytorch.Mixed(self.model) if mixed else self.model
+        self.compute.recompute = recompute
         self.watch = pytorch.Watch(cfg, self.device)
         decay = settings.weight_decay
         self.optimizer: MuonClip | torch.optim.AdamW
@@ -47,8 +49,9 @@ class PyTorchEngine:
             parts = ([p for n, p in named if (".experts." in n) == kind] for kind in (False, True))
             groups = [{"params": own} for own in parts if own]
             self.optimizer = torch.optim.AdamW(
-                groups, settings.rate, (0.9, 0.95), weight_decay=decay
-            )
+                groups, settings.rate, (0.9, 0.95), weight_decay=decay,
+                fused=self.device.type == "cuda",
+            )  # fmt: skip
             self.parts: tuple[torch.optim.Optimizer, ...] = (self.optimizer,)
         else:
             tau = settings.tau if settings.optimizer == "muonclip" else None
@@ -69,12 +72,13 @@ class PyTorchEngine:
     def gradients(self, batches: Sequence[Batch]) -> float:
         self.watch.reset()
         self.optimizer.zero_grad()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for tokens, targets in batches:
-            loss = self.model.loss(tokens, targets, self.settings.balance_alpha, watch=self.watch)
+            loss = self.compute.loss(tokens, targets, self.settings.balance_alpha, self.watch)
             (loss / len(batches)).backward()
-            total += loss.item()
-        return total / len(batches)
+            total += loss.detach()
+        # Here the host waits for the device, once for all batches.
+        return total.item() / len(batches)
 
     def norm(self) -> float:
         return float(torch.nn.utils.get_total_norm(self._grads().values()))
@@ -94,9 +98,15 @@ class PyTorchEngine:
             group["lr"] = share * rate
         if not isinstance(self.optimizer, MuonClip):
             self.optimizer.step()
+            self._refresh()
             return None
         gammas = self.optimizer.step(self.watch.max_logits)
+        self._refresh()
         return gammas.cpu().numpy() if self.settings.optimizer == "muonclip" else None
+
+    def _refresh(self) -> None:
+        if isinstance(self.compute, pytorch.Mixed):
+            self.compute.refresh()
 
     def balance(self) -> None:
         for layer, loads in zip(self.model.model.layers, self.watch.loads, strict=True):
@@ -139,10 +149,8 @@ class PyTorchEngine:
         parameters = dict(self.model.named_parameters())
         for key, array in state.items():
             name, _, kind = key.rpartition("/")
-            # AdamW's count of steps stays on the CPU, as it is where AdamW makes it.
-            device = "cpu" if kind == "step" else self.device
             p = parameters[name]
-            owners[p].state[p][kind] = torch.from_numpy(array).to(device)
+            owners[p].state[p][kind] = torch.from_numpy(array).to(self.device)
 
     def _grads(self) -> dict[str, torch.Tensor]:
         named = self.model.named_parameters()

@@ -75,13 +75,14 @@ def make(
     group: Ranks = ALONE,
     expert_ranks: int = 1,
     recompute: bool = False,
+    mixed: bool = False,
 ) -> Engine:
     """The engine that `settings` names, at its start or where a checkpoint left it.
 
     saved: the checkpoint's directory and optimizer arrays, None for a new run. expert_ranks: how
     many ranks of the group share a layer's experts. recompute: keep layers' inputs alone for the
-    backward pass (`pytorch.recompute`). Raises ValueError for several ranks of an engine that knows
-    one.
+    backward pass (`pytorch.recompute`). mixed: compute in bfloat16 (`pytorch.Mixed`). Raises
+    ValueError for several ranks of an engine that knows one.
     """
     if group.count == 1 and expert_ranks > 1:
         raise ValueError(
@@ -91,6 +92,10 @@ def make(
     if group.count > 1:
         if settings.engine == "reference":
             raise ValueError("The reference computes in one process; use --engine pytorch.")
+        if mixed:
+            raise ValueError(
+                "Several processes compute in float32 here; leave --mixed away, or train on one."
+            )
         from minik2.training import engine_distributed
 
         return engine_distributed.DistributedEngine(
@@ -102,20 +107,28 @@ def make(
         return engine_reference.ReferenceEngine(cfg, settings, saved)
     from minik2.training import engine_pytorch
 
-    return engine_pytorch.PyTorchEngine(cfg, settings, device, saved, recompute=recompute)
+    return engine_pytorch.PyTorchEngine(
+        cfg, settings, device, saved, recompute=recompute, mixed=mixed
+    )
 
 
-def check(engine: str, device: str, recompute: bool = False) -> dict[str, str]:
+def check(
+    engine: str, device: str, recompute: bool = False, mixed: bool = False
+) -> dict[str, str]:
     """The engine's library and the device, by name and version: what last bits depend on.
 
     Raises ValueError, one sentence, for a device that the engine cannot compute on, and for
-    recompute where it keeps what its backward pass, written by hand, was made for.
+    recompute where it keeps what its backward pass, written by hand, was made for, or mixed.
     """
     if engine == "reference":
         if recompute:
             raise ValueError(
                 "The reference's backward pass, written by hand, takes what the forward pass kept; "
                 "use --recompute with --engine pytorch."
+            )
+        if mixed:
+            raise ValueError(
+                "The reference computes in float32; use --mixed with --engine pytorch."
             )
         if device != "cpu":
             raise ValueError(f"The reference computes on the CPU, not on {device!r}.")
@@ -124,6 +137,7 @@ def check(engine: str, device: str, recompute: bool = False) -> dict[str, str]:
         return {"numba": numba.__version__, "device": device}
     import torch
 
+    rounded = {"computes in": "bfloat16"} if mixed else {}
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -131,14 +145,14 @@ def check(engine: str, device: str, recompute: bool = False) -> dict[str, str]:
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"The device is cpu or cuda (or cuda:1 and up), not {device!r}.")
     if place.type == "cpu":
-        return {"torch": torch.__version__, "device": device}
+        return {"torch": torch.__version__, "device": device} | rounded
     if (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"PyTorch finds {torch.cuda.device_count()} GPUs here and so cannot use {device!r}; "
             "name another device, or cpu."
         )
     name = torch.cuda.get_device_name(place)
-    return {"torch": torch.__version__, "device": f"{device} ({name})"}
+    return {"torch": torch.__version__, "device": f"{device} ({name})"} | rounded
 
 
 @contextlib.contextmanager

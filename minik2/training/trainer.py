@@ -45,7 +45,7 @@ class Diverged(ValueError):
 class Habits:
     """What changes no weight. threads None: as many as the engine's library would use by itself;
     prompt: what samples begin with; expert_ranks: of several ranks, how many share the experts;
-    recompute: make a layer's activations again in the backward pass instead of keeping them.
+    recompute: make activations again in the backward pass; mixed: compute in bfloat16, for GPUs.
     A save every `save_every` steps and an evaluation every `evaluate_every`, and both at the end.
     """
 
@@ -56,6 +56,7 @@ class Habits:
     prompt: str | None = None
     expert_ranks: int = 1
     recompute: bool = False
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threads", "evaluate_every", "save_every", "expert_ranks"):
@@ -107,7 +108,7 @@ def train(
         )
     for split in ("train", "validation"):
         corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
-    library = engines.check(settings.engine, habits.device, habits.recompute)
+    library = engines.check(settings.engine, habits.device, habits.recompute, habits.mixed)
     mine = identity.of(cfg, settings, corpus)
     name = identity.digest(mine)
     with (
@@ -171,8 +172,8 @@ class _Run:
             self.warnings += self._compare(saved.state["made_with"])
         held = (str(saved.model), saved.optimizer) if saved else None
         self.engine: Engine = engines.make(
-            cfg, settings, habits.device, held, group, habits.expert_ranks, habits.recompute
-        )
+            cfg, settings, habits.device, held, group, habits.expert_ranks,
+            habits.recompute, habits.mixed)  # fmt: skip
         self.metrics = Metrics(run, self.step) if group.leads else None
         self.warnings += self.metrics.warnings if self.metrics else []
 
