@@ -171,9 +171,8 @@ class _Run:
         if saved:
             self.warnings += self._compare(saved.state["made_with"])
         held = (str(saved.model), saved.optimizer) if saved else None
-        self.engine: Engine = engines.make(
-            cfg, settings, habits.device, held, group, habits.expert_ranks,
-            habits.recompute, habits.mixed)  # fmt: skip
+        ways = habits.expert_ranks, habits.recompute, habits.mixed
+        self.engine: Engine = engines.make(cfg, settings, habits.device, held, group, *ways)
         self.metrics = Metrics(run, self.step) if group.leads else None
         self.warnings += self.metrics.warnings if self.metrics else []
 
