@@ -375,9 +375,10 @@ plots.compared(record, {"tokens": seen, "held_out": looks,
 # The bands reach from the least to the most of three seeds. There are too
 # few for anything finer, and a fourth may well lie outside a band of
 # three. A seed can move both curves off their bands, and their difference
-# stay what it was. That is why differences are taken seed by seed. The
-# samples are no evidence. Both write what looks like
-# Python, and a difference of a tenth of a nat cannot be read off a line.
+# stay what it was. That is why differences are taken seed by seed.
+#
+# The samples are no evidence. Both write what looks like Python from
+# afar, and a difference of a tenth of a nat cannot be read off a line.
 
 # %% [markdown]
 # ## 5. Tokens to the same loss
@@ -501,10 +502,10 @@ print(f"seconds, a step {slower:.2f} times as long:  "
       f"{band(slower * np.array(own))}")
 
 # %% [markdown]
-# Fewer tokens, and no less time. Muon wins by token and not by the clock,
-# at this size. Why is its step so much longer? Newton–Schulz costs the
-# same however many tokens a step has. (And the largest logits are looked
-# for in a pass of their own.)
+# Fewer tokens, and no less time, for all that three seeds can say. Muon
+# wins by token and not by the clock, at this size. Why is its step so
+# much longer? Newton–Schulz costs the same however many tokens a step
+# has. (And the largest logits are looked for in a pass of their own.)
 
 # %%
 def muon_adds(cfg, window, tokens):
@@ -524,13 +525,18 @@ print(f"with {np.mean(own):.0%} of the tokens, even at "
       f"{1 / np.mean(own) - 1:.0%} more time a step")
 
 # %% [markdown]
+# The two percentages of `small` need not agree. Operations are not
+# seconds, and the measured one has the logits' own pass in it. What they
+# say together is that Muon's part of a step shrinks as its tokens grow. In
+# K2 hardly anything is left of it.
+#
 # ## 6. A spike, or only noise?
 #
 # K2's report says that 15.5 trillion tokens went by without a spike of
-# the loss. It does not say what counts as one. A claim like that needs a
-# rule that was there *before* the curve was looked at. Ours: a step is
-# marked if its loss is above the median of the 31 losses before it by more
-# than 6 times their **median distance** from that median.
+# the loss. What counts as one, we did not find in it. A claim like that
+# needs a rule that was there *before* the curve was looked at. Ours: a
+# step is marked if its loss is above the median of the 31 losses before it
+# by more than 6 times their **median distance** from that median.
 #
 # Why medians? The smallest example: ten calm losses, then a spike of
 # three steps. Once its first step is in the window, the mean and the
@@ -651,7 +657,7 @@ print(f"twice the heads: {heads.mean():.1%}, spread of a seed "
 # - At a rate of 0.01 the largest logits reach 23 to 27, so QK-Clip with
 #   K2's $\tau = 100$ never acted; with $\tau = 10$ it moved the loss by
 #   0.004, which is nothing. The silence of K2's heads after a third of the
-#   run was not seen: here heads are clipped to the end.
+#   run was not seen: where tau acts at all, it acts to the end.
 # - Without any balancing nearly all tokens of a layer end on the same four
 #   experts, and the loss is *lower*, by 0.02 to 0.03 in each seed. So the
 #   bias was worth nothing to the loss here. What it buys is even load.
@@ -692,8 +698,8 @@ print(f"tokens read for each number: {all_tokens / stored:.1f}; here "
 # ## On the back of an envelope
 #
 # Twice the heads changed the loss by -0.8%, -1.9% and +1.3% in the three
-# seeds. How many seeds would it take to see an effect of 0.8%, the middle
-# of K2's band, at twice the standard error?
+# seeds. How many seeds would it take to see an effect of 0.8%, near the
+# middle of K2's band, at twice the standard error?
 #
 # <details><summary>Answer</summary>
 #
