@@ -1,11 +1,12 @@
-"""What sharing a step among processes costs on one machine: `minik2 train` alone and by torchrun.
+"""What sharing a training step among processes costs on one machine.
 
     python -m benchmarks.ranks              print it
     python -m benchmarks.ranks --record     and write results/ranks.json
 
 One process on all cores beside as many processes as there are cores, on one thread each, and those
-once more with the experts shared out; the same batches, in turn, each run anew. Seconds are the
-medians of the later half of the steps, as the run's own metrics have them.
+once more with the experts shared out. Each round starts both anew, alone and by torchrun, in turn,
+and every layout makes the same steps, without looks at the held-out text and without saving.
+Seconds are the median of a round's steps, the first left out; then the median of the rounds.
 """
 
 from __future__ import annotations
@@ -17,47 +18,80 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import records
+from minik2.config import ModelConfig
 from minik2.doctor import machine
+from minik2.training import engines, ranks
+from minik2.training.settings import Settings
 
 PRESETS = ("small", "bench")
-STEPS, ROUNDS = 12, 3
+STEPS, ROUNDS = 4, 3
+SETTINGS = Settings(batch=8, window=256)
+Seconds = dict[str, dict[str, float]]
 
 
-def seconds(preset: str, ranks: int, expert_ranks: int, cores: int) -> float:
-    """One run's median step."""
+def step(engine: engines.Engine, rng: np.random.Generator) -> float:
+    """Seconds of one step on random bytes, with all that the trainer asks of an engine."""
+    tokens = rng.integers(0, 256, (SETTINGS.batch, SETTINGS.window + 1))
+    start = time.perf_counter()
+    engine.gradients([(tokens[:, :-1], tokens[:, 1:])])
+    engine.norm()
+    engine.seen()
+    engine.update(1.0)
+    engine.balance()
+    return time.perf_counter() - start
+
+
+def of_this_process(presets: Sequence[str], threads: int) -> Seconds:
+    """Median steps by preset and layout, as one process or one of the ranks; all ranks call it."""
+    found: Seconds = {}
+    with ranks.joined("cpu") as group, engines.threads("pytorch", threads):
+        layouts = {"data": 1, "experts": group.count} if group.count > 1 else {"one process": 1}
+        for preset in presets:
+            cfg, found[preset] = ModelConfig.preset(preset), {}
+            for name, expert in layouts.items():
+                engine = engines.make(cfg, SETTINGS, "cpu", None, group, expert)
+                rng = np.random.default_rng(0)
+                taken = [step(engine, rng) for _ in range(STEPS)]
+                found[preset][name] = statistics.median(taken[1:])
+    return found
+
+
+def launched(count: int, threads: int, presets: Sequence[str]) -> Seconds:
+    """What `of_this_process` finds in so many new processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+                f"--nproc-per-node={count}"] if count > 1 else []  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
-        options = ["--preset", preset, "--steps", str(STEPS), "--batch", "8", "--window", "256",
-                   "--warmup", "1", "--evaluate-every", str(STEPS), "--out", str(out),
-                   "--device", "cpu"]  # fmt: skip
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"] if ranks > 1 else [
-                    sys.executable]  # fmt: skip
-        shared = ["--expert-ranks", str(expert_ranks)] if ranks > 1 else []
-        threads = str(cores if ranks == 1 else 1)
-        subprocess.run(
-            [*launcher, "-m", "minik2.training", *options, *shared, "--threads", threads],
-            check=True, cwd=records.ROOT, env=os.environ | {"OMP_NUM_THREADS": threads},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    taken = [line["seconds"] for line in lines if line["kind"] == "step"]
-    return statistics.median(taken[len(taken) // 2 :])
+        out = Path(folder, "seconds.json")
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "benchmarks.ranks", "--presets", *presets,
+             "--threads", str(threads), "--into", str(out)],
+            cwd=records.ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{count} processes ended with an error:\n{done.stderr[-2000:]}")
+        found: Seconds = json.loads(out.read_text(encoding="utf-8"))
+        return found
 
 
-def measure(cores: int) -> dict[str, dict[str, Any]]:
+def measure(
+    cores: int, presets: Sequence[str] = PRESETS, count: int = ROUNDS
+) -> dict[str, dict[str, Any]]:
     """Seconds of a step by preset and layout, and how many times one process's they are."""
-    layouts = {"one process": (1, 1), "data": (cores, 1), "experts": (cores, cores)}
-    found = {}
-    for preset in PRESETS:
-        taken: dict[str, list[float]] = {name: [] for name in layouts}
-        for _ in range(ROUNDS):
-            for name, (ranks, expert) in layouts.items():
-                taken[name].append(seconds(preset, ranks, expert, cores))
+    rounds = []
+    for _ in range(count):
+        alone, together = launched(1, cores, presets), launched(cores, 1, presets)
+        rounds.append({preset: alone[preset] | together[preset] for preset in presets})
+    found: dict[str, dict[str, Any]] = {}
+    for preset in presets:
+        taken = {name: [one[preset][name] for one in rounds] for name in rounds[0][preset]}
         found[preset] = {
             name: {"seconds": statistics.median(each), "rounds": each,
                    "times": records.times(each, taken["one process"])}
@@ -80,12 +114,20 @@ def table(found: dict[str, dict[str, Any]], cores: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write results/ranks.json")
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # one of the processes
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    if chosen.into:
+        own = of_this_process(chosen.presets, chosen.threads)
+        if not ranks.follows():
+            chosen.into.write_text(json.dumps(own), encoding="utf-8")
+        return 0
     cores = min(os.cpu_count() or 1, 4)
     if cores < 2:
         print("One core cannot be shared by two processes.", file=sys.stderr)
         return 1
-    found = measure(cores)
+    found = measure(cores, chosen.presets)
     print(table(found, cores))
     if chosen.record:
         record = {**machine.stamp(), "steps": STEPS, "rounds": ROUNDS, "cores": cores,
