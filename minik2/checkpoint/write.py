@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,8 @@ def save(
     try:
         beside.mkdir(parents=True)
         dtype = _write_weights(beside, cfg, weights, shard_bytes, format)
-        # transformers opens a model in the dtype that its config names.
-        config = cfg.to_json() | {"torch_dtype": dtype}
-        if format is not None:
-            config["quantization_config"] = quantization.to_config(format)
-        _write_text(beside / "config.json", json.dumps(config, indent=2) + "\n")
+        narrow = {} if format is None else {"quantization_config": quantization.to_config(format)}
+        write_config(beside, cfg, dtype, narrow)
         _put_in_place(beside, target)
     except OSError as error:
         raise OSError(
@@ -108,17 +105,34 @@ def _write_weights(
             "every tensor of cfg.tensor_shapes()."
         )
     flush()
-    if len(shards) == 1:
-        (beside / "00000").rename(beside / SINGLE)
-        return dtype
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        (beside / f"{number:05}").rename(beside / shard)
-        weight_map |= dict.fromkeys(names, shard)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_text(beside / INDEX, json.dumps(index, indent=2) + "\n")
+    for number in range(len(shards)):
+        (beside / f"{number:05}").rename(beside / shard_name(number, len(shards)))
+    if len(shards) > 1:
+        write_index(beside, shards, total)
     return dtype
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file of shard `number`, from 0, of `count`."""
+    return SINGLE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def write_index(folder: Path, shards: Sequence[Iterable[str]], total: int) -> Path:
+    """Say in which of several shards each tensor is; total: bytes of all tensors."""
+    weight_map = {
+        name: shard_name(number, len(shards))
+        for number, names in enumerate(shards) for name in names
+    }  # fmt: skip
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    return folder / INDEX
+
+
+def write_config(folder: Path, cfg: ModelConfig, dtype: str, more: Mapping[str, Any]) -> Path:
+    """config.json, with the dtype in which transformers is to open the model."""
+    held = cfg.to_json() | {"torch_dtype": dtype, **more}
+    _write_text(folder / "config.json", json.dumps(held, indent=2) + "\n")
+    return folder / "config.json"
 
 
 def narrowed(name: str, array: Array, format: str) -> dict[str, Array]:

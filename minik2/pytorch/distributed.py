@@ -51,10 +51,15 @@ class Mesh:
         self.data, self.experts = both["data"], both["expert"].get_group()
 
 
-def own_rows(size: int, mesh: DeviceMesh) -> slice:
-    """The rows, of `size`, that this rank keeps: as FSDP cuts them, the last ranks' may be none."""
-    each, rank = -(-size // mesh.size()), mesh.get_local_rank()
+def rows_of(size: int, ranks: int, rank: int) -> slice:
+    """The rows, of `size`, that a rank keeps: as FSDP cuts them, the last ranks' may be none."""
+    each = -(-size // ranks)
     return slice(min(rank * each, size), min((rank + 1) * each, size))
+
+
+def own_rows(size: int, mesh: DeviceMesh) -> slice:
+    """The rows, of `size`, that this rank keeps."""
+    return rows_of(size, mesh.size(), mesh.get_local_rank())
 
 
 class ShardedModel(Model):
@@ -100,32 +105,48 @@ class ShardedModel(Model):
 
     @torch.no_grad()
     def _fill_shards(self, value: Callable[[str, tuple[int, ...]], Array]) -> None:
-        held = dict(self.named_parameters()) | dict(self.named_buffers())
-        for name, shape in self.cfg.tensor_shapes().items():
+        shapes = self.cfg.tensor_shapes()
+        for name, own in self.own_weights.items():
+            array = to_torch(value(name, shapes[name]))
+            if array.shape != own.shape:
+                array = array[own_rows(len(array), self.mesh.world)]
+            own.copy_(array)
+
+    @property
+    def own_weights(self) -> dict[str, Tensor]:
+        """What this rank keeps, by the checkpoint's names, as views: its experts' matrices whole,
+        its rows of all other tensors, and every correction bias, which all ranks have.
+        """
+        held = {name: local(p) for name, p in self.named_parameters()}
+        held |= dict(self.named_buffers())
+        found = {}
+        for name in self.cfg.tensor_shapes():
             if ".experts." not in name:
-                target = held[name]
-                array = to_torch(value(name, shape))
-                if isinstance(target, DTensor):
-                    array = array[own_rows(len(array), self.mesh.world)]
-                local(target).copy_(array)
+                found[name] = held[name]
                 continue
             stack, expert, matrix, _ = name.rsplit(".", 3)
-            own = self.own_experts
-            if int(expert) not in own:
-                continue
-            gate_up, down = (local(held[f"{stack}.{part}"])[int(expert) - own.start]
-                             for part in ("gate_up_proj", "down_proj"))  # fmt: skip
-            gate, up = gate_up.chunk(2)
-            places = {"gate_proj": gate, "up_proj": up, "down_proj": down}
-            places[matrix].copy_(to_torch(value(name, shape)))
+            if int(expert) in self.own_experts:
+                place = int(expert) - self.own_experts.start
+                found[name] = named_view(held, f"{stack}.{place}.{matrix}.weight")
+        return found
+
+    def experts_of(self, rank: int) -> range:
+        """The experts of a layer that a rank keeps; no two ranks keep the same."""
+        data, place = divmod(rank, self.mesh.expert)
+        each = self.cfg.n_routed_experts // self.mesh.expert
+        rows = rows_of(each, self.mesh.ranks // self.mesh.expert, data)
+        return range(place * each + rows.start, place * each + rows.stop)
 
     @property
     def own_experts(self) -> range:
-        """The experts of a layer that this rank keeps."""
-        each = self.cfg.n_routed_experts // self.mesh.expert
-        rows = own_rows(each, self.mesh.data)
-        first = dist.get_rank(self.mesh.experts) * each
-        return range(first + rows.start, first + rows.stop)
+        """Those of this rank."""
+        return self.experts_of(self.mesh.rank)
+
+    def own_slice(self, name: str) -> slice:
+        """The rows of parameter `name`, or of something of its shape, that this rank keeps."""
+        if ".experts." in name:
+            return slice(self.own_experts.start, self.own_experts.stop)
+        return own_rows(len(self.get_parameter(name)), self.mesh.world)
 
     def whole(self, name: str, own: Tensor) -> Tensor:
         """What all ranks keep of parameter `name`, or of something of its shape, put together."""
@@ -136,12 +157,6 @@ class ShardedModel(Model):
         parts = [torch.empty_like(full) for _ in range(self.mesh.expert)]
         dist.all_gather(parts, full.contiguous(), group=self.mesh.experts)
         return torch.cat(parts)
-
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """The rows of `whole`, which has the shape of all of parameter `name`, kept here."""
-        if ".experts." in name:
-            return whole[self.own_experts.start : self.own_experts.stop]
-        return whole[own_rows(len(whole), self.mesh.world)]
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Every tensor of the checkpoint; all ranks call it, and all get it."""

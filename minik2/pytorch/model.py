@@ -96,7 +96,7 @@ class Model(nn.Module):
 
     def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
         """Write a checkpoint; format: the weights' own, or as `checkpoint.save` narrows them."""
-        arrays = ((name, _to_numpy(tensor)) for name, tensor in self.weights.items())
+        arrays = ((name, to_numpy(tensor)) for name, tensor in self.weights.items())
         checkpoint.save(directory, self.cfg, arrays, format=format)
 
     def forward(
@@ -289,7 +289,7 @@ def to_torch(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -22,11 +22,13 @@ KINDS = {
     "_reduce_scatter_base_": "scatter",
     "allreduce_": "reduce",
     "alltoall_base_": "exchange",
+    "gather_": "collect",
 }  # fmt: skip
 
 
 class Wire(TorchDispatchMode):
-    """Counts inside `with`; sent: bytes by kind, "gather", "scatter", "exchange" and "reduce".
+    """Counts inside `with`; sent: bytes by kind, "gather", "scatter", "exchange", "reduce" and
+    "collect", which is a gather to one rank.
 
     An all-reduce is a reduce-scatter and an all-gather: twice what each of them sends.
     """
@@ -57,6 +59,9 @@ def _sent(kind: str, args: tuple[Any, ...]) -> int:
         own, each = group.rank(), _bytes(rows) // max(1, len(rows))
         counts = counts or [len(rows) // group.size()] * group.size()
         return each * (sum(counts) - counts[own])
+    if kind == "collect":
+        _, (own,), group, to = args[:4]
+        return _bytes(own) * (dist.ProcessGroup.unbox(group).rank() != to)
     size = _group_size(args)
     tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else [a])
                if isinstance(t, Tensor)]  # fmt: skip

@@ -1,13 +1,14 @@
 """The torch engine on several ranks: each with its share of the batch, of the weights, of experts.
 
 Unusual here: every method is called by all ranks at once, with the same arguments, and returns the
-same. What is saved are whole tensors under the checkpoint's names, so a run goes on with another
-number of ranks, or one.
+same, but for what is saved and shown of weights and optimizer: of these each has its part. A run
+goes on with another number of ranks, or one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from minik2.config import ModelConfig
 from minik2.pytorch import distributed
 from minik2.pytorch.distributed import ShardedModel
 from minik2.pytorch.model import Model
-from minik2.training import engines
+from minik2.training import engines, shards, store
 from minik2.training.engine_pytorch import Array, PyTorchEngine, Saved
 from minik2.training.engines import Batch
+from minik2.training.pieces import Pieces
 from minik2.training.ranks import Ranks
 from minik2.training.settings import Settings
 
@@ -122,26 +124,38 @@ class DistributedEngine(PyTorchEngine):
             return model.generate(tokens[None], count, temperature, seed)[0].cpu().numpy()
 
     def weights(self) -> dict[str, Array]:
-        return {n: t.detach().cpu().numpy() for n, t in self.model.whole_weights().items()}
+        return {n: t.detach().cpu().numpy() for n, t in self.model.own_weights.items()}
 
     def optimizer_state(self) -> dict[str, Array]:
-        owners = self._owners()
-        state = {}
+        owners, state = self._owners(), {}
         for name, p in self.model.named_parameters():
+            own = self.model.own_slice(name)
             for kind, tensor in owners[p].state[p].items():
-                whole = tensor if kind == "step" else self.model.whole(
-                    name, distributed.local(tensor))  # fmt: skip
-                state[f"{name}/{kind}"] = whole.detach().cpu().numpy()
+                if kind == "step" and self.group.leads:
+                    state[f"{name}/step"] = tensor.numpy()
+                elif kind != "step" and own.start < own.stop:
+                    rows = distributed.local(tensor).detach().cpu().numpy()
+                    state[f"{name}/{kind}/{own.start}"] = rows
         return state
 
+    def write(self, folder: Path) -> list[Path]:
+        written = shards.save_model(folder / store.MODEL, self.model)
+        rows = folder / store.optimizer_file(self.group.rank, self.group.count)
+        shards.save_rows(rows, self.optimizer_state())
+        return [*written, rows]
+
     def _load(self, state: Mapping[str, Array]) -> None:
+        assert isinstance(state, Pieces)
         owners = self._owners()
         parameters = dict(self.model.named_parameters())
-        for key, array in state.items():
+        for key in state:
             name, _, kind = key.rpartition("/")
-            p, tensor = parameters[name], torch.from_numpy(array)
-            if kind != "step":
-                tensor = self.model.part(name, tensor).to(self.device)
-                if kind != "momentum_buffer":  # AdamW's are of its parameters' kind
-                    tensor = distributed.sharded(tensor, p)
-            owners[p].state[p][kind] = tensor
+            p = parameters[name]
+            if kind == "step":
+                owners[p].state[p][kind] = torch.from_numpy(state[key])
+                continue
+            tensor = torch.from_numpy(state.rows(key, self.model.own_slice(name))).to(self.device)
+            # AdamW's are of its parameters' kind.
+            owners[p].state[p][kind] = (
+                tensor if kind == "momentum_buffer" else distributed.sharded(tensor, p)
+            )

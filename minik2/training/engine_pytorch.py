@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from minik2 import pytorch
 from minik2.config import ModelConfig
 from minik2.pytorch.muon import MuonClip
-from minik2.training import engines
+from minik2.training import engines, store
 from minik2.training.engines import Batch
 from minik2.training.settings import Settings
 
@@ -139,6 +140,9 @@ class PyTorchEngine:
             for part in self.parts for p, held in part.state.items()
             for kind, tensor in held.items()
         }  # fmt: skip
+
+    def write(self, folder: Path) -> list[Path]:
+        return store.write_whole(folder, self.cfg, self.weights(), self.optimizer_state())
 
     def _owners(self) -> dict[torch.Tensor, torch.optim.Optimizer]:
         """Which optimizer updates a parameter."""

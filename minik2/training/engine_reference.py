@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from minik2 import reference
 from minik2.config import ModelConfig
 from minik2.reference.adamw import AdamW
 from minik2.reference.muon import MuonClip
-from minik2.training import engines
+from minik2.training import engines, store
 from minik2.training.engines import Batch
 from minik2.training.settings import Settings
 
@@ -114,6 +115,9 @@ class ReferenceEngine:
         state = {f"{n}/{kind}": array for kind, held in kept.items() for n, array in held.items()}
         counts = self.adamw.counts.items()
         return state | {f"{name}/count": np.array([count]) for name, count in counts}
+
+    def write(self, folder: Path) -> list[Path]:
+        return store.write_whole(folder, self.cfg, self.weights(), self.optimizer_state())
 
     def _load(self, state: Mapping[str, Array]) -> None:
         for key, array in state.items():

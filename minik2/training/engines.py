@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,10 +59,15 @@ class Engine(Protocol):
         """tokens (T,) and `count` more."""
 
     def weights(self) -> dict[str, Array]:
-        """Every tensor of the checkpoint, perhaps a view of what is being trained."""
+        """Every tensor of the checkpoint, perhaps a view of what is being trained; a rank of
+        several has its part of them."""
 
     def optimizer_state(self) -> dict[str, Array]:
-        """Every array that the optimizer keeps between steps."""
+        """Every array that the optimizer keeps between steps; a rank of several has its rows."""
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write model and optimizer into a new folder, as `store` has them; returns the files that
+        this rank wrote. Raises OSError where the disk refuses."""
 
     def memory(self) -> int:
         """Bytes: of a GPU the most that tensors took so far, else what the process holds now."""
@@ -79,10 +85,10 @@ def make(
 ) -> Engine:
     """The engine that `settings` names, at its start or where a checkpoint left it.
 
-    saved: the checkpoint's directory and optimizer arrays, None for a new run. expert_ranks: how
-    many ranks of the group share a layer's experts. recompute: keep layers' inputs alone for the
-    backward pass (`pytorch.recompute`). mixed: compute in bfloat16 (`pytorch.Mixed`). Raises
-    ValueError for several ranks of an engine that knows one.
+    saved: the checkpoint's directory and optimizer arrays (for several ranks `Pieces`), None for a
+    new run. expert_ranks: how many ranks of the group share a layer's experts. recompute: keep
+    layers' inputs alone for the backward pass (`pytorch.recompute`). mixed: compute in bfloat16
+    (`pytorch.Mixed`). Raises ValueError for several ranks of an engine that knows one.
     """
     if group.count == 1 and expert_ranks > 1:
         raise ValueError(

@@ -6,11 +6,15 @@ because a thousand experts' root mean squares tell nobody anything.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from minik2.training.ranks import ALONE, Ranks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,14 +29,15 @@ def kind_of(name: str) -> str:
     return ".".join(p for p in parts if p not in ("model", "layers", "weight"))
 
 
-def rms_by_kind(arrays: Mapping[str, Array]) -> dict[str, float]:
-    """Root mean square over all tensors of a kind."""
+def rms_by_kind(arrays: Mapping[str, Array], group: Ranks = ALONE) -> dict[str, float]:
+    """Root mean square over all tensors of a kind, of which each rank of the group has its part."""
+    own = [(kind_of(name), float(np.square(array, dtype=np.float64).sum()), array.size)
+           for name, array in arrays.items()]  # fmt: skip
     squares: dict[str, float] = {}
     counts: dict[str, int] = {}
-    for name, array in arrays.items():
-        kind = kind_of(name)
-        squares[kind] = squares.get(kind, 0.0) + float(np.square(array, dtype=np.float64).sum())
-        counts[kind] = counts.get(kind, 0) + array.size
+    for kind, square, count in itertools.chain(*map(json.loads, group.texts(json.dumps(own)))):
+        squares[kind] = squares.get(kind, 0.0) + square
+        counts[kind] = counts.get(kind, 0) + count
     return {kind: math.sqrt(squares[kind] / counts[kind]) for kind in squares}
 
 

@@ -58,19 +58,26 @@ class Ranks:
 
         Where it fails there, with ValueError or OSError, it fails everywhere.
         """
+        return self.each(action if self.leads else str)[0]
+
+    def each(self, action: Callable[[], object]) -> list[str]:
+        """All ranks do it, and all get what every rank returned, as text, in the ranks' order.
+
+        Where it fails on one, with ValueError or OSError, it fails everywhere.
+        """
         done, error = "", None
-        if self.leads:
-            try:
-                done = str(action())
-            except (ValueError, OSError) as caught:
-                error = caught
-        said = self.texts(json.dumps([done, None if error is None else str(error)]))[0]
-        done, complaint = json.loads(said)
+        try:
+            done = str(action())
+        except (ValueError, OSError) as caught:
+            error = caught
+        given = self.texts(json.dumps([done, None if error is None else str(error)]))
         if error is not None:
             raise error
-        if complaint is not None:
-            raise RankError(complaint, quiet=True)
-        return str(done)
+        said = [json.loads(text) for text in given]
+        for _, complaint in said:
+            if complaint is not None:
+                raise RankError(complaint, quiet=True)
+        return [str(text) for text, _ in said]
 
     def same(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises RankError, on all ranks, unless every rank gave the same `parts`."""

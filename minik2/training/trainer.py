@@ -153,7 +153,7 @@ class _Run:
         found = list[tuple[Saved | None, list[str]]]()
         # The first rank sets damaged ones aside before the others look.
         group.together(lambda: found.append(store.newest(run)))
-        saved, self.warnings = found[0] if found else store.newest(run)
+        saved, self.warnings = found[0] if found else store.newest(run, check=False)
         if saved and saved.state.get("run") != name:
             raise store.RunError(
                 f"{saved.path} is a checkpoint of another run; move it out of this one's directory."
@@ -271,10 +271,11 @@ class _Run:
         if not np.isfinite(self.held_out):
             self._diverged(f"held-out loss {self.held_out}", self.engine.not_finite())
         weights = self.engine.weights()
-        facts: dict[str, Any] = {"held_out": self.held_out, "weight_rms": rms_by_kind(weights)}
+        facts: dict[str, Any] = {"held_out": self.held_out}
+        facts["weight_rms"] = rms_by_kind(weights, self.group)
         if before is not None:
             moved = ((name, weights[name] - old) for name, old in before.items())
-            facts["update_rms"] = rms_by_kind(dict(moved))
+            facts["update_rms"] = rms_by_kind(dict(moved), self.group)
         if self.habits.prompt is not None:
             facts["sample"] = self._sample(self.habits.prompt)
         self._note("evaluation", **facts)
@@ -295,14 +296,8 @@ class _Run:
             self._diverged("the weights after it", bad)
         state = {"run": self.name, "trained": self.trained, "held_out": self.held_out,
                  "sampler": self.rng.bit_generator.state, "made_with": self.made_with}  # fmt: skip
-        weights, optimizer = self.engine.weights(), self.engine.optimizer_state()
-
-        def save() -> Path:
-            assert self.metrics
-            self.metrics.flush()
-            return store.save(self.run, self.step, self.cfg, weights, optimizer, state)
-
-        self.checkpoint = Path(self.group.together(save))
+        self.group.together(self.metrics.flush if self.metrics else str)
+        self.checkpoint = store.save(self.run, self.step, self.engine.write, state, self.group)
         self.tell("saved", {"step": self.step, "path": str(self.checkpoint)})
 
     def _note(self, kind: str, **facts: Any) -> None:

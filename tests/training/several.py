@@ -3,17 +3,18 @@
 Each job's steps with the engine of several ranks, or of one; what came of it goes to job["out"].
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from minik2 import checkpoint
 from minik2.config import ModelConfig
 from minik2.pytorch.wire import Wire
-from minik2.training import ranks
+from minik2.training import ranks, shards, store
 from minik2.training.engine_distributed import DistributedEngine
 from minik2.training.engine_pytorch import PyTorchEngine
 from minik2.training.settings import Settings
@@ -28,6 +29,24 @@ def batches(cfg, settings, step):
     return made
 
 
+@contextlib.contextmanager
+def gathered():
+    """Bytes of all gathered tensors that are alive, whenever one more has been gathered."""
+    alive, held, gather = [], [0], shards.gather
+
+    def counted(*given):
+        found = gather(*given)
+        if found is not None:
+            whole = found.untyped_storage()
+            alive.append((StorageWeakRef(whole), whole.nbytes()))
+        held.append(sum(size for storage, size in alive if not storage.expired()))
+        return found
+
+    shards.gather = counted
+    yield held
+    shards.gather = gather
+
+
 def main(path):
     torch.set_num_threads(1)
     with ranks.joined("cpu") as group:
@@ -40,8 +59,9 @@ def do(job, group):
     dtype, out = getattr(torch, job["dtype"]), Path(job["out"])
     saved = None
     if job["saved"]:
-        state = np.load(job["saved"] + "/optimizer.npz")
-        saved = job["saved"], {name: state[name] for name in state.files}
+        kept, warnings = store.newest(Path(job["saved"]))
+        assert kept and not warnings
+        saved = str(kept.model), kept.optimizer
     again = job["recompute"]
     engine = (DistributedEngine(cfg, settings, "cpu", saved, group, job["expert"], dtype, again)
               if group.count > 1 else PyTorchEngine(cfg, settings, "cpu", saved, dtype, again))
@@ -63,11 +83,11 @@ def do(job, group):
     seen["held_out"] = engine.loss(tokens, targets)
     seen["again"] = engine.gradients(batches(cfg, settings, job["steps"]))
     seen["text"] = engine.continued(tokens[0, :5], 4, 0.0, 0).tolist()
-    weights, state = engine.weights(), engine.optimizer_state()
+    with Wire() as wire, gathered() as held:
+        store.save(out, settings.steps, engine.write, {}, group)
+    seen["saving"] = group.texts(json.dumps([wire.sent["collect"], wire.sent.total(), max(held)]))
     seen["all"] = [json.loads(text) for text in group.texts(json.dumps(seen["sent"]))]
     if group.leads:
-        checkpoint.save(out, cfg, weights)
-        np.savez(out / "optimizer.npz", **state)
         (out / "seen.json").write_text(json.dumps(seen))
 
 

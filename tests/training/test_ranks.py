@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+import transformers
 
 from minik2 import reference, sizing
 from minik2.checkpoint import open_checkpoint
 from minik2.config import ModelConfig
 from minik2.training import store
+from minik2.training.observe import rms_by_kind
 from minik2.training.settings import Settings
+from tests.oracle import twin
 from tests.training.several import batches
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +82,7 @@ def do(count: int, *jobs: dict) -> list[dict]:
 
 
 def kept(folder: Path, cfg) -> dict[str, np.ndarray]:
-    source = open_checkpoint(folder, cfg)
+    source = open_checkpoint(store.newest(folder)[0].model, cfg)
     return {name: np.asarray(source[name]) for name in cfg.tensor_shapes()}
 
 
@@ -153,11 +157,32 @@ def test_what_four_ranks_saved_two_and_one_go_on_with(tmp_path):
             old, new = tmp_path / f"{before} {kind}", tmp_path / f"{now} {kind}"
             for name, weight in kept(old, TINY).items():
                 np.testing.assert_array_equal(weight, kept(new, TINY)[name], err_msg=name)
-            states = [np.load(folder / "optimizer.npz") for folder in (old, new)]
-            assert states[0].files and set(states[0].files) == set(states[1].files)
-            for name in states[0].files:
+            states = [store.newest(folder)[0].optimizer for folder in (old, new)]
+            assert len(states[0]) and set(states[0]) == set(states[1])
+            for name in states[0]:
                 np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
         before = now
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_rank_gathers_one_tensor_at_a_time_and_sends_its_rows_once(tmp_path, layout):
+    ranks, expert = layout
+    (seen,) = do(ranks, job(tmp_path / "run", PLAIN, expert, steps=1))
+    sizes = {name: (shape[0], 8 * int(np.prod(shape[1:]))) for name, shape
+             in PLAIN.tensor_shapes().items() if ".experts." not in name and "bias" not in name}
+    # A rank's rows, filled up where they do not come out even.
+    each = {name: -(-rows // ranks) * size for name, (rows, size) in sizes.items()}
+    collected, sent, held = zip(*map(json.loads, seen["saving"]), strict=True)
+    assert sum(collected) == (ranks - 1) * sum(each.values())
+    assert collected == sent, "nothing else travels, the optimizer not at all"
+    assert max(held) == ranks * max(each.values())
+    model = store.newest(tmp_path / "run")[0].model
+    written = [path.stat().st_size for path in model.glob("*.safetensors")]
+    assert len(written) == ranks
+    # Headers aside, no rank writes more than a fair share and one tensor.
+    whole = 8 * sum(np.prod(shape) for shape in PLAIN.tensor_shapes().values())
+    largest = max(rows * size for rows, size in sizes.values())
+    assert max(written) <= whole / ranks + largest + 200 * len(PLAIN.tensor_shapes())
 
 
 @pytest.mark.parametrize("layout", [(2, 1), (2, 2), (4, 2), (4, 4)], ids=str)
@@ -202,6 +227,20 @@ def travelling(cfg, layout) -> int:
             owner = layer["mlp"]["router"]["indices"] // (cfg.n_routed_experts // expert)
             total += int((owner != (sequences % expert)[:, None]).sum())
     return total
+
+
+def test_transformers_opens_what_four_ranks_saved(tmp_path):
+    do(4, job(tmp_path / "run", TINY, 2, steps=2))
+    model = store.newest(tmp_path / "run")[0].model
+    assert len(list(model.glob("model-0000?-of-00004.safetensors"))) == 4
+    tokens = np.arange(24).reshape(2, 12)
+    ours = reference.Model.from_pretrained(model, dtype="float64")(tokens)
+    with twin.in_float64(), torch.no_grad():
+        theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float64, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        logits = twin.plain(theirs)(torch.from_numpy(tokens)).logits.numpy()
+    assert np.abs(logits - ours).max() < 1e-9 * np.abs(ours).max()
 
 
 COMMON = ["-m", "minik2.training", "--preset", "tiny", "--batch", "8", "--window", "16",
@@ -251,6 +290,10 @@ def test_a_run_is_saved_by_four_and_finished_by_one(tmp_path, text):
     assert store.newest(out)[0].step == 12
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 13))
+    # Each of the four looked at its own part of the first weights; what is told is of all of them.
+    first = next(line for line in lines if line["kind"] == "evaluation")
+    begun = reference.Model.init(TINY, seed=0)
+    assert first["step"] == 0 and first["weight_rms"] == pytest.approx(rms_by_kind(begun.weights))
 
 
 @pytest.mark.parametrize("victim", [0, 3])
@@ -266,6 +309,37 @@ def test_a_killed_rank_is_named_and_all_end(tmp_path, text, victim):
     named = re.findall(r"^Rank (\d) of 4 ended or no longer answers.*$", said, re.M)
     assert named == [str(victim)], said
     assert store.newest(out)[0].step >= 2
+
+
+def test_at_every_moment_of_a_save_what_is_there_is_whole(tmp_path, text):
+    """Before each file operation of either rank: what a kill -9 there would leave."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    more = ["--data", text, "--out", out, "--steps", "6", "--save-every", "1"]
+    status, said = finish(launch(2, "-m", "tests.training.looking", log, *COMMON[2:], *more))
+    assert status == 0, said
+    for rank in range(2):
+        looks = [json.loads(line) for line in Path(f"{log}.{rank}").read_text().splitlines()]
+        # Both write and hash; the first also puts the new one in place and drops the oldest.
+        assert len(looks) >= 5 * (20, 6)[rank] and all(looks), "never none"
+        assert {step for steps in looks for step in steps} == set(range(1, 7 - rank))
+        assert max(map(len, looks)) == store.KEPT + 1 - rank
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_one_ranks_disk_that_is_full_ends_all_with_one_sentence(tmp_path, text, full):
+    out = tmp_path / "run"
+    script = tmp_path / "full.py"
+    script.write_text("import os, resource, signal, sys; from minik2.cli import main\n"
+                      f"if os.environ['RANK'] == '{full}':\n"
+                      "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                      "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+                      "sys.argv[1:1] = ['train']; main()")
+    status, said = finish(launch(2, script, *COMMON[2:], "--data", text, "--out", out,
+                                 "--steps", "4", "--save-every", "2"), 120)  # fmt: skip
+    assert status != 0
+    told = re.findall(r"^The checkpoint of step 2 could not be written to .*$", said, re.M)
+    assert len(told) == 1 and "File too large" in told[0], said
+    assert store.newest(out) == (None, []) and not list(out.glob("checkpoints/.*"))
 
 
 def test_torchrun_starts_it_again_from_the_last_checkpoint(tmp_path, text):

@@ -25,7 +25,8 @@ def weights():
 def save(run, step, weights):
     optimizer = {f"{name}/momentum_buffer": array * step for name, array in weights.items()}
     optimizer["model.norm.weight/count"] = np.array([step])
-    return store.save(run, step, CFG, weights, optimizer, {"sampler": SAMPLER, "trained": 1.5})
+    return store.save(run, step, lambda folder: store.write_whole(folder, CFG, weights, optimizer),
+                      {"sampler": SAMPLER, "trained": 1.5})  # fmt: skip
 
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path, weights):
@@ -131,7 +132,7 @@ def test_leftovers_of_a_kill_are_no_checkpoints_and_are_swept(tmp_path, weights)
     assert [p.name for p in whole.parent.iterdir()] == [whole.name]
 
 
-@pytest.mark.parametrize("fails", ["model", "optimizer", "sums", "rename"])
+@pytest.mark.parametrize("fails", ["model", "optimizer", "state", "sums", "rename"])
 def test_a_full_disk_leaves_the_older_ones(tmp_path, weights, monkeypatch, fails):
     save(tmp_path, 10, weights)
 
@@ -142,7 +143,11 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path, weights, monkeypatch, fails
         if fails == "model":
             patch.setattr(store.checkpoint.write.safetensors.numpy, "save_file", full)
         elif fails == "optimizer":
-            patch.setattr(store.json, "dumps", full)
+            whole = store.safetensors.numpy.save_file
+            patch.setattr(store.safetensors.numpy, "save_file", lambda tensors, path, **more:
+                          (full if path.name == store.OPTIMIZER else whole)(tensors, path, **more))
+        elif fails == "state":
+            patch.setattr(store.Path, "write_text", full)
         elif fails == "sums":
             patch.setattr(store, "_sha256", full)
         else:
