@@ -72,6 +72,7 @@ PAPERS = (
          "what a pipeline's stages keep for the way back"),
     Work("1604.06174", "Training Deep Nets with Sublinear Memory Cost",
          "layers that are computed again on the way back"),
+    Work("1710.03740", "Mixed Precision Training", "weights kept in float32 beside those of 16 bits"),
     Work("1910.02054", "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
          "weights, gradients and optimizer states in shares"),
     Work("2209.05433", "FP8 Formats for Deep Learning", "the format e4m3"),

@@ -36,7 +36,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 CONTENTS = {
     "The course": ["lessons/*", "capstone", "exercises", "glossary", "sources"],
     "What was measured": ["measurements", "proof", "experiments", "lab-notes", "errata"],
-    "The engine": ["using", "training", "fullsize", "house", "api/*"],
+    "The engine": ["using", "training", "serving", "fullsize", "house", "api/*"],
     "Around it": ["teaching", "assistants", "contributing", "changes"],
 }
 WHOLE = {  # pages that are a document of the project and nothing else
