@@ -3,12 +3,14 @@
     python -m benchmarks.capstone              print the board, and what is still to be run
     python -m benchmarks.capstone --record     run what is missing, and write capstone/results.json
                                                and the board in capstone/README.md
+    python -m benchmarks.capstone --redraw     the board again, from results that were recorded
+                                               here or elsewhere; nothing is run
 
 Each trial has a process of its own with one thread, pinned to a core of its own where the system
 can do that; as many run side by side as --at-once says. Those that are in the results already, of
 the same source, seed, minutes, machine and versions, are not run again, so that a call that was
 stopped goes on. Fails where an entry has too little of its core, or where the board does not say
-what the entries claim: three below the baseline in every seed, one not.
+what the entries claim: three below the baseline in every seed, one above it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import contextlib
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,12 +33,16 @@ from tqdm import tqdm
 
 from benchmarks import records
 from minik2.capstone import results
-from minik2.capstone.board import ALONE, BASELINE, boards, conditions, table
+from minik2.capstone.board import ALONE, BASELINE, Row, boards, conditions, table
+from minik2.sizing import units
 
 FOLDER = records.ROOT / "capstone"
 ENTRIES, STORED, README = FOLDER / "entries", FOLDER / "results.json", FOLDER / "README.md"
-# Which of the worked entries are to be below the baseline, and which is not.
+# Which of the worked entries are to be below the baseline, and which above.
 BETTER, WORSE = ("muonclip", "annealed", "lengthened"), ("wider",)
+# What each was made from.
+STARTS_FROM = {"muonclip": BASELINE, "annealed": "muonclip", "lengthened": "annealed",
+               "wider": BASELINE}  # fmt: skip
 SEEDS = (0, 1, 2)
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -55,13 +62,12 @@ print(json.dumps(trial))
 
 
 def cores() -> list[int]:
-    """Processors to pin trials to, one of each core where the system tells which belong together,
-    so that no two trials share one core's arithmetic before they must."""
+    """Processors to pin trials to: one of each core, as far as the system tells which belong
+    together, so that no trial shares its core's arithmetic. Empty where nothing can be pinned."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     ours = sorted(os.sched_getaffinity(0))
-    firsts = [cpu for cpu in ours if cpu == _siblings(cpu, ours)[0]]
-    return firsts + [cpu for cpu in ours if cpu not in firsts]
+    return [cpu for cpu in ours if cpu == _siblings(cpu, ours)[0]]
 
 
 def _siblings(cpu: int, ours: Sequence[int]) -> list[int]:
@@ -179,9 +185,10 @@ def shortfalls(trials: Sequence[Trial]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--record", action="store_true", help="run what is missing, and write it")
-    parser.add_argument("--at-once", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1)
-                        if hasattr(os, "sched_getaffinity") else 1, metavar="N",
-                        help="trials side by side; one core less than there are")  # fmt: skip
+    parser.add_argument("--redraw", action="store_true", help="the README's board from the results "
+                        "in capstone/results.json, no trials")  # fmt: skip
+    parser.add_argument("--at-once", type=int, default=max(1, len(cores()) - 1), metavar="N",
+                        help="trials side by side; one less than there are cores")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--results", type=Path, default=STORED, help="another file than "
@@ -191,14 +198,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         here = expected(chosen.minutes)
         todo = missing(results.read(chosen.results), here, entries, chosen.seeds)
-        if chosen.record:
+        if chosen.redraw:
+            chosen.results = STORED
+        elif chosen.record:
             run(todo, chosen.minutes, chosen.at_once, chosen.results)
         elif todo:
             print(f"{len(todo)} trials are not in {chosen.results.name} for this machine.")
         trials = current(results.read(chosen.results), entries)
         for said, rows in boards(trials).items():
-            print(f"\n{said}\n\n{table(rows)}")
-        if chosen.record and chosen.results == STORED:
+            print(f"\n{said}\n\n{table(rows)}\n\n{told(rows)}")
+        if (chosen.record or chosen.redraw) and trials and chosen.results == STORED:
             fill(trials)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -215,7 +224,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def fill(trials: Sequence[Trial]) -> None:
     """Write the newest board into the README."""
     said, rows = list(boards(trials).items())[-1]
-    records.fill(README, "board", f"{said}:\n\n```\n{table(rows)}\n```")
+    records.fill(README, "board", f"{said}:\n\n```\n{table(rows)}\n```\n\n{told(rows)}")
+
+
+def told(rows: Sequence[Row]) -> str:
+    """What happened: a line for every entry, beside the one that it was made from."""
+    by_name = {row.entry: row for row in rows}
+    lines = []
+    for name, start in STARTS_FROM.items():
+        if name not in by_name or start not in by_name:
+            continue
+        own, theirs = by_name[name], by_name[start]
+        gaps = [own.by_seed[seed] - theirs.by_seed[seed] for seed in own.seeds
+                if seed in theirs.by_seed]  # fmt: skip
+        if gaps:
+            lines.append(
+                f"- `{name}` beside `{start}`: lower in {sum(gap < 0 for gap in gaps)} of "
+                f"{len(gaps)} seeds, {statistics.fmean(gaps):+.3f} nats ({min(gaps):+.3f} to "
+                f"{max(gaps):+.3f}); {own.steps:,.0f} steps instead of {theirs.steps:,.0f}, "
+                f"{units.amount(own.tokens)} bytes instead of {units.amount(theirs.tokens)}.")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

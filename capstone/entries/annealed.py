@@ -5,6 +5,8 @@ small steps settle is cheap. K2 keeps a tenth of its rate because more training 
 does.
 """
 
+# What happened: capstone/README.md tells it below its board, as it was measured.
+
 import math
 
 import torch

@@ -5,6 +5,8 @@ has to guess how to look further back. Short windows are cheaper, so they come f
 on 4,096 tokens and was stretched afterwards.
 """
 
+# What happened: capstone/README.md tells it below its board, as it was measured.
+
 import math
 
 import torch

@@ -4,6 +4,8 @@ Thought to help: at equal text a larger model learns more from it, and 1.7 milli
 few. Every width is doubled, the head's own apart; there are twice as many heads.
 """
 
+# What happened: capstone/README.md tells it below its board, as it was measured.
+
 import math
 
 import torch

@@ -25,7 +25,7 @@ ALONE = 0.95
 class Row:
     """One version of an entry under one set of conditions.
 
-    nats: the mean over its seeds; least, most: of the seeds; against: its losses minus the
+    by_seed: its losses, seeds ascending; nats: their mean; against: its losses minus the
     baseline's, seed by seed, for the seeds that both have; steps, tokens: means; shared: whether
     other programs had the processor in some trial, which costs an entry its time.
     """
@@ -33,15 +33,25 @@ class Row:
     entry: str
     source: str
     title: str
-    seeds: tuple[int, ...]
+    by_seed: dict[int, float]
     nats: float
-    least: float
-    most: float
     against: tuple[float, ...]
     steps: float
     tokens: float
     parameters: int
     shared: bool
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.by_seed)
+
+    @property
+    def least(self) -> float:
+        return min(self.by_seed.values())
+
+    @property
+    def most(self) -> float:
+        return max(self.by_seed.values())
 
 
 def boards(trials: Sequence[Trial]) -> dict[str, list[Row]]:
@@ -109,8 +119,7 @@ def _rows(trials: Sequence[Trial]) -> list[Row]:
 def _row(trials: Sequence[Trial], base: dict[int, float]) -> Row:
     last, own = trials[-1], _by_seed(trials)
     return Row(
-        last["entry"], last["source"], last["title"], tuple(own), statistics.fmean(own.values()),
-        min(own.values()), max(own.values()),
+        last["entry"], last["source"], last["title"], own, statistics.fmean(own.values()),
         tuple(own[seed] - base[seed] for seed in own if seed in base),
         statistics.fmean(trial["steps"] for trial in trials),
         statistics.fmean(trial["tokens"] for trial in trials), last["parameters"],

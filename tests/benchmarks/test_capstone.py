@@ -54,6 +54,7 @@ def test_it_runs_what_is_missing_and_fills_the_readme(quick, capsys, monkeypatch
     readme = (quick / "README.md").read_text()
     ((said, rows),) = boards(trials).items()
     assert said in readme and table(rows) in readme and "open" not in readme
+    assert capstone.told(rows) in readme
     # Nothing is left to be run.
     monkeypatch.setattr(capstone, "ONE", "raise SystemExit('not again')")
     assert capstone.main(["--record"]) == 0
@@ -72,6 +73,27 @@ def test_a_trial_that_fails_is_a_sentence_and_the_others_stay(quick, capsys, mon
     assert capstone.main(["--record", "--at-once", "1"]) == 1
     assert "muonclip, seed 0 failed: it cannot be trained" in capsys.readouterr().err
     assert [t["entry"] for t in results.read(quick / "results.json")] == ["baseline"]
+
+
+def test_results_from_elsewhere_are_drawn_without_a_trial(quick, monkeypatch):
+    made = [trial(path.stem, NATS[path.stem], seed, source=entry.digest_of(path.read_text()),
+                  machine={"processor": "Another"}) for path in ENTRIES for seed in (0, 1, 2)]
+    results.add(quick / "results.json", made)
+    monkeypatch.setattr(capstone, "ONE", "raise SystemExit('none')")
+    assert capstone.main(["--redraw"]) == 0
+    assert "Another" in (quick / "README.md").read_text()
+
+
+def test_what_happened_is_told_beside_what_an_entry_starts_from():
+    made = [trial(name, nats + seed / 10 * (name == "annealed"), seed, steps=steps)
+            for name, nats, steps in (("baseline", 1.6, 2000), ("muonclip", 1.5, 1100),
+                                      ("annealed", 1.45, 1000)) for seed in (0, 1)]  # fmt: skip
+    ((_, rows),) = boards(made).items()
+    assert capstone.told(rows).splitlines() == [
+        "- `muonclip` beside `baseline`: lower in 2 of 2 seeds, -0.100 nats (-0.100 to -0.100); "
+        "1,100 steps instead of 2,000, 1.02 M bytes instead of 1.02 M.",
+        "- `annealed` beside `muonclip`: lower in 1 of 2 seeds, +0.000 nats (-0.050 to +0.050); "
+        "1,000 steps instead of 1,100, 1.02 M bytes instead of 1.02 M."]
 
 
 def test_another_file_leaves_the_readme_alone(quick):
@@ -106,7 +128,10 @@ def test_what_the_entries_claim_is_checked():
 def test_cores_are_named_once_each():
     import os
 
-    assert sorted(capstone.cores()) == sorted(os.sched_getaffinity(0))
+    ours, one_each = os.sched_getaffinity(0), capstone.cores()
+    assert set(one_each) <= ours and len(set(one_each)) == len(one_each) > 0
+    seen = [one for cpu in one_each for one in capstone._siblings(cpu, sorted(ours))]
+    assert sorted(seen) == sorted(ours)
     assert capstone._siblings(10**6, [10**6]) == [10**6]
 
 
@@ -121,7 +146,7 @@ def test_the_stored_board_is_that_of_the_entries():
     trials = capstone.current(stored, ENTRIES)
     assert capstone.shortfalls(trials) == []
     said, rows = list(boards(trials).items())[-1]
-    assert said in board and table(rows) in board
+    assert said in board and table(rows) in board and capstone.told(rows) in board
 
 
 def test_the_script_to_edit_is_the_baseline():
