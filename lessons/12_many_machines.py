@@ -10,7 +10,7 @@
 # - see who waits for whom when the experts' loads are uneven;
 # - predict the bytes that a training step sends, and count them;
 # - run Muon and QK-Clip on matrices that lie in pieces;
-# - show that four processes lose exactly what one does.
+# - show that four processes have the loss of one, to rounding.
 
 # %% role="setup"
 import numpy as np
@@ -64,10 +64,10 @@ model_map(["experts", "muon", "qk_clip"],
 # %% [markdown]
 # ## 1. Processes that talk
 #
-# A **rank** is one of $R$ processes that run the same program. All they
-# do not share is their number, 0 to $R - 1$. (In this lesson $R$ is
-# always the number of ranks.) They have no memory in common. They talk
-# by **collectives**, operations that all ranks call at the same time:
+# A **rank** is one of $R$ processes that run the same program, and also
+# its number, 0 to $R - 1$. (In this lesson $R$ is always the number of
+# ranks.) Ranks have no memory in common. They talk by **collectives**,
+# operations in which all ranks take part:
 #
 # | Operation | What a rank has after it | What it sends |
 # |---|---|---|
@@ -76,8 +76,8 @@ model_map(["experts", "muon", "qk_clip"],
 # | reduce-scatter | its piece of the sum of all | $n\,(R-1)/R$ |
 # | all-reduce | the whole sum, or maximum | $2n\,(R-1)/R$ |
 #
-# The right column is what the usual ring sends: each piece goes past
-# everybody once.
+# The right column is what a rank sends if all stand in a ring and every
+# piece is handed on until everybody has seen it.
 #
 # `processes.run` starts a function on several processes and returns what
 # each of them returned. In the function `torch` and `dist`, PyTorch's
@@ -105,10 +105,10 @@ for rank, found in enumerate(processes.run(swap, 2, table=table)):
 # It brings no labels.
 #
 # Whoever calls a collective waits until all others call it too. So a rank
-# that fails leaves the others waiting, for ever if nobody looks.
-# `processes.run` looks, ends all of them, and says who it was. (For long
-# runs `torchrun` does that, and can start all of them again from the last
-# checkpoint.)
+# that fails, or takes another branch of an `if`, leaves the others waiting.
+# `processes.run` looks after them, ends all, and says who it was. (For
+# long runs `torchrun` does that, and starts all again if asked to, so that
+# they go on from the last checkpoint.)
 
 # %%
 def careless(group):
@@ -316,10 +316,10 @@ for name, one in others.items():
 plots.traffic(sent)
 
 # %% [markdown]
-# The results go back by an all-to-all again, and it is over when the last
-# rank has called it. So a layer takes as long as its fullest rank. Is it
-# the choice of layer, or of ranks? All layers with experts, and all
-# numbers of ranks:
+# The results go back by an all-to-all again, and for that all have to be
+# done. So a layer takes as long as its fullest rank needs. Five percent is
+# little. Does it stay so? All layers with experts, and other numbers of
+# ranks:
 
 # %%
 chosen = [part["mlp"]["router"]["indices"].ravel() for part in kept
@@ -328,12 +328,12 @@ loads = np.array([np.bincount(own, minlength=E) for own in chosen])
 plots.imbalance(loads)
 
 # %% [markdown]
-# A rank's load is a sum over its experts, and a sum is more even than
-# its parts: the busy expert has quiet neighbours. With one expert a rank
-# nothing evens out. This is one reason to share the experts among few
-# ranks. It is also what the correction bias of lesson 06 is for: it evens
-# out the experts' loads over the batch, and on many machines the loads
-# of all ranks have to be added up before the bias moves.
+# A rank's load is a sum over its experts, and a sum is more even than its
+# parts: a busy expert has quiet neighbours. With one expert a rank nothing
+# evens out. This is one reason to share the experts among few ranks. And
+# it is what the correction bias of lesson 06 is for. It moves by the load
+# of the whole batch, so on many machines the loads of all ranks are added
+# up first.
 #
 # ## 4. What a token sends
 #
@@ -396,9 +396,9 @@ assert counted == away
 #
 # All weights that are not experts lie on all ranks in pieces: a rank keeps
 # some rows of each matrix, and of its momentum. That is **ZeRO**. Before
-# the forward pass the pieces are gathered; after the backward pass every
-# rank's gradient is summed, and each keeps its own rows of the sum. AdamW
-# works number by number, so each rank updates its rows and that is all.
+# the forward pass the pieces are gathered; after the backward pass the
+# ranks' gradients are added up, and each keeps its own rows of the sum.
+# AdamW works number by number, so each rank updates its rows and is done.
 #
 # Muon cannot. A row is orthogonal to *others*, and these are elsewhere.
 # A real gradient of the small model, 64 rows on four ranks:
@@ -411,10 +411,11 @@ parts = np.concatenate([newton_schulz(p) for p in np.split(G, R)])
 plots.pieces(whole, parts, R)
 
 # %% [markdown]
-# Made orthogonal rank by rank, the rows of one rank are orthogonal to each
-# other (the blocks on the diagonal) and not to those of other ranks. What
-# several ranks push in one direction adds up. It is another optimizer, and
-# a different one for every number of ranks.
+# Made orthogonal rank by rank, the rows of one rank are nearly orthogonal
+# to each other (the blocks on the diagonal) and not to those of other
+# ranks. Where several ranks push in one direction, it adds up; other
+# directions get nearly nothing. It is another optimizer, and a different
+# one for every number of ranks.
 #
 # So **distributed Muon** gathers once more: each rank updates its rows of
 # the momentum, all ranks gather the whole, each makes it orthogonal, and
@@ -582,10 +583,10 @@ plots.same_run({name: run[0][f"losses {expert}"]
 
 # %% [markdown]
 # What is left is rounding: sums over ranks are taken in another order.
-# Every rank also clips every head by the same factor as the one process,
-# and so do all ranks among each other. In float32 the rounding is larger, and after some steps it
-# decides a near-tie of the router's; then runs drift apart, as two runs of
-# one process on another number of threads do.
+# And every rank clips every head by the factor that the one process has.
+# In float32 the rounding is larger. Sooner or later it decides a near-tie
+# of the router's, one token goes to another expert, and from there on two
+# runs drift apart.
 #
 # ### The bytes
 #
@@ -616,8 +617,9 @@ plots.wire(predicted, counted)
 
 # %% [markdown]
 # Weights, gradients and momentum are predicted to the byte. The exchange
-# is predicted for an even choice, and the router's choices decide how far
-# it is off; for one layer section 4 knew them, and every byte with them.
+# is predicted for an even choice, and is off by as much as the router's
+# choice was uneven. Where we knew the choice, in section 4, every byte was
+# accounted for.
 #
 # ## In K2
 #
@@ -644,13 +646,13 @@ assert 4 * trip * layers == float(sent.all_to_all)
 # %% [markdown]
 # <div class="alert alert-info">
 #
-# **In K2** experts were shared by 16 ranks, the smallest number that
-# worked, says the report: K2 has half of DeepSeek-V3's heads, so attention
-# takes less time, and less can be sent while it runs. Pipeline stages were
-# interleaved, and weights were kept in 16 bits with gradients in 32. The
-# ratio in the last line follows Moonlight's count (momentum gathered in 16
-# bits); stacks cut between experts, as ours, need less. How K2 itself
-# ran Muon's gather, how many GPUs it used and for how long is not
+# **In K2** 16 ranks shared a layer's experts, the smallest number that was
+# feasible, says the report: K2 has half of DeepSeek-V3's heads, so its
+# attention takes less time, and the exchange has less time to hide in.
+# Weights were kept in 16 bits and gradients added up in 32. The ratio in
+# the last line follows Moonlight's count, momentum gathered in 16 bits;
+# stacks that are cut between experts, as ours are, need less. How K2's
+# Muon gathered, how many GPUs there were and for how long they ran is not
 # published.
 #
 # </div>
@@ -669,11 +671,11 @@ assert 4 * trip * layers == float(sent.all_to_all)
 # Half of the 16 GPUs are in the other node: four trips of 8 rows of
 # 14,336 bytes, half of them: 229 kB, at 50 GB/s **4.6 µs**. Computing takes
 # $6 \cdot 0.5 \cdot 10^9 / (0.4 \cdot 989 \cdot 10^{12}) =$ **7.6 µs**.
-# They are of one size. Sent first and computed then, a layer would take
-# more than half again as long; so the two must happen at once, a second
-# batch computing while the first one travels. With 32 ranks it would be
-# three quarters in place of half, 6.9 µs. (50 GB/s and 989 TFLOP/s are
-# data-sheet figures; 40% is assumed.)
+# One after the other, a layer would take more than half again as long. So
+# the two must happen at once, one part of the batch computing while another
+# travels. With 32 ranks three quarters of the rows would leave the node in
+# place of half, 6.9 µs. (50 GB/s and 989 TFLOP/s are data-sheet figures,
+# 40% is assumed, and scores of attention are left out.)
 #
 # </details>
 
@@ -691,12 +693,12 @@ for ranks_here in (16, 32):
 # %% [markdown]
 # <div class="alert alert-success">
 #
-# **Takeaway.** What was an index becomes a message: announce how many,
-# send the rows, and know from the numbers alone whose they are. Each layer
-# waits for its fullest rank. What works number by number minds no cut;
-# Muon and QK-Clip need the whole first, a gather and a maximum. Done so,
-# four processes lose what one does, to rounding, and the bytes can be
-# known before anything is sent.
+# **Takeaway.** What was an index becomes a message: announce how many rows
+# come, send them, and know from the numbers alone whose they are. Each
+# layer waits for its fullest rank. What works number by number minds no
+# cut; Muon needs the whole matrix first, and QK-Clip the maximum over all
+# ranks. Then four processes have the loss of one, to rounding, and what
+# they send is known before they send it.
 #
 # </div>
 #

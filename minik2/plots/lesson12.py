@@ -47,7 +47,7 @@ def traffic(sent: Array) -> Picture:
     figure, (left, right) = picture(
         f"{away:.0%} of the rows leave their rank, and {who}", 9, 3.4, columns=2,
         width_ratios=(1, 1.3))  # fmt: skip
-    heat(left, sent, low=0, high=1.5 * sent.max(), numbers=".0f")
+    heat(left, sent, low=0.75 * sent.min(), high=1.3 * sent.max(), numbers=".0f")
     names = [str(r) for r in range(ranks)]
     ticks(left, names, names)
     for r in range(ranks):
@@ -168,7 +168,7 @@ def same_run(losses: Mapping[str, Array], alone: Array) -> Picture:
     """The losses of one run on several layouts of processes, and on one process: (steps,) each."""
     off = {name: np.abs(loss / alone - 1) for name, loss in losses.items()}
     worst = max(float(o.max()) for o in off.values())
-    title = (f"Every layout loses what one process does, to {worst:.0e}" if worst < 1e-9 else
+    title = (f"Every layout has the loss of one process, to {worst:.0e}" if worst < 1e-9 else
              f"The losses differ from one process's, by up to {worst:.1%}")  # fmt: skip
     figure, (left, right) = picture(title, 9, 3.2, columns=2)
     step = 1 + np.arange(len(alone))

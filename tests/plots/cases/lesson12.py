@@ -32,7 +32,7 @@ CASES = [
     (plots.imbalance, (CALM,), "However many ranks, each gets its share"),
     (plots.pieces, (ORTHOGONAL, ALIKE, 3), "singular values reach 1.73 in place of 1.00"),
     (plots.pieces, (ORTHOGONAL, ORTHOGONAL, 3), "the singular values are no larger here"),
-    (plots.same_run, (LAYOUTS, ALONE), "Every layout loses what one process does, to 1e-15"),
+    (plots.same_run, (LAYOUTS, ALONE), "Every layout has the loss of one process, to 1e-15"),
     (plots.same_run, ({"2 × 2": 1.2 * ALONE}, ALONE), "differ from one process's, by up to 20.0%"),
     (plots.wire, (BYTES, BYTES), "Predicted and counted bytes are the same"),
     (plots.wire, (BYTES, but_for("exchange", 1.07)), "gather, scatter; the rest to 7%"),
