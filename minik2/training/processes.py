@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,12 +53,12 @@ class ProcessError(RuntimeError):
 
 
 def run(
-    function: Callable[..., Mapping[str, Any]],
+    function: Callable[..., Mapping[str, Any] | None],
     count: int,
     /,
     *,
     uses: Sequence[Callable[..., Any]] = (),
-    seconds: float = 120.0,
+    seconds: float = 300.0,
     **arguments: Any,
 ) -> list[dict[str, Any]]:
     """What function(group, **arguments) returned in each of `count` processes, in their order.
@@ -65,8 +66,8 @@ def run(
     group: a `ranks.Ranks`, with .rank and .count; PyTorch's process group (gloo) is there as well.
     function and the ones it uses are plain ones, written with def: of what stands around them they
     see np, torch and dist (torch.distributed) alone, and import the rest. arguments and what is
-    returned, by name: numbers, texts, arrays and tensors. What a process prints is printed here
-    when all are done, with its number. Each has one thread.
+    returned, by name: numbers, texts, arrays and tensors; None is nothing. What a process prints is
+    printed here when all are done, with its number. Each has one thread.
 
     Raises ProcessError where a process fails, and after `seconds`; ValueError for what cannot be
     sent and for a count that is not 2 to 64.
@@ -106,7 +107,11 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if callable(getattr(value, "detach", None)):
             value = value.detach().cpu().numpy()
-        arrays[PREFIX + name] = array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # rows of different lengths
+            array = np.empty(0, object)
+        arrays[PREFIX + name] = array
         if array.dtype.kind not in "biufcU":
             raise ValueError(
                 f"{name} is {type(value).__name__}, which is not sent between processes; give "
@@ -198,18 +203,19 @@ def _failed(folder: Path, state: Sequence[int | None]) -> str:
     return f"Rank {rank} of {len(state)} {words}; all were stopped."
 
 
-def serve(function: Callable[..., Mapping[str, Any]], folder: str) -> None:
+def serve(function: Callable[..., Mapping[str, Any] | None], folder: str) -> None:
     """In a process that `run` started: do the function, and leave what it returns in `folder`."""
     import torch
 
     from minik2.training import ranks
 
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
     torch.set_num_threads(1)
     path, rank = Path(folder), os.environ["RANK"]
     try:
         with ranks.joined("cpu") as group:
-            _write(path / f"{rank}.npz", function(group, **_read(path / "arguments.npz")))
+            found = function(group, **_read(path / "arguments.npz"))
+            _write(path / f"{rank}.npz", {} if found is None else found)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f.line for f in frames if f.filename == sys.argv[0] and f.name != "<module>"]
@@ -220,8 +226,9 @@ def serve(function: Callable[..., Mapping[str, Any]], folder: str) -> None:
         sys.exit(1)
 
 
-def _end_with_the_caller() -> None:
-    """Its end of the pipe closes when it is gone, however it went."""
+def _end_with_the_caller(folder: str) -> None:
+    """Its end of the pipe closes when it is gone, however it went; then nobody else tidies up."""
     while os.read(0, 1):
         pass
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

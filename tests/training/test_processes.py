@@ -84,6 +84,14 @@ def gives_a_set(group):
     return {"a": {1}}
 
 
+def gives_nothing(group):
+    dist.barrier()
+
+
+def test_nothing_given_is_nothing():
+    assert processes.run(gives_nothing, 2) == [{}, {}]
+
+
 @pytest.mark.parametrize(("function", "count", "said"), [
     (fails_on_one, 3, r"^Rank 1 of 3 failed at `_ = \[\]\[3\]` with IndexError: list index out of "
                       r"range; all were stopped\.$"),
@@ -155,12 +163,12 @@ def caller(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
-def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(caller, how):
+def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(caller, how, tmp_path):
     process, ranks = caller
     os.kill(process.pid, how)
     process.wait(30)
     _, alive = psutil.wait_procs(ranks, 20)
-    assert not alive
+    assert not alive and not list(tmp_path.glob("minik2-*"))
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in process.stderr.read()
 
@@ -182,7 +190,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts():
     for function in (uses_another_functions_variable, lambda group: {}, print):
         with pytest.raises(ValueError, match="cannot be sent to other processes; give a function"):
             processes.run(function, 2)
-    for value in ([1, "a", None], object(), {"a": 1}):
+    for value in ([1, "a", None], object(), {"a": 1}, [[1], [1, 2]]):
         with pytest.raises(ValueError, match=r"^a is .*, which is not sent"):
             processes.run(fails_on_one, 2, a=value)
     for count in (1, 0, -2, 65, 2.0, "2", True):
