@@ -713,4 +713,5 @@ for ranks_here in (16, 32):
 #   and §3.2.
 # - ZeRO: Rajbhandari et al., arXiv 1910.02054.
 #
-# **Next:** the capstone, where you put the parts together by yourself.
+# **Next:** the [capstone](../capstone/README.md): the best small K2 that you
+# can train in five minutes.
