@@ -74,6 +74,15 @@ def visit(html, server, tmp_path_factory) -> dict:
     return json.loads(done.stdout) | {"files": files, "server": server}
 
 
+def folded() -> dict[str, int]:
+    """How many hints and answers each lesson's notebook folds away, by the page's name."""
+    return {f"lessons/{path.stem}.html": sum(
+                "".join(cell["source"]).count("<details>")
+                for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+                if cell["cell_type"] == "markdown")
+            for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")}
+
+
 # One test, so that one worker builds the book once and one browser opens it.
 def test_every_page_shows_without_a_network(visit, html):
     seen = visit["seen"]
@@ -86,6 +95,8 @@ def test_every_page_shows_without_a_network(visit, html):
     assert not raw, "LaTeX that MathJax did not draw"
     undrawn = {name: page for name, page in seen.items() if page["formulas"] != page["source"]}
     assert not undrawn and sum(page["formulas"] for page in seen.values()) > 300
+    assert not [name for name, page in seen.items() if not page["unfolds"]]
+    assert {n: p["folded"] for n, p in seen.items() if n.startswith("lessons/")} == folded()
     wide = {n: (p["width"], p["wide"]) for n, p in seen.items() if p["wide"] or p["width"] > PHONE}
     assert not wide, f"pages wider than a phone's {PHONE} pixels"
     for base in (visit["files"], visit["server"]):

@@ -76,13 +76,23 @@ for (const name of job.pages) {
   const raw = await page.evaluate(latex);
   const formulas = await page.locator("mjx-container").count();
   const source = await page.locator("main .math").count();
+  // Hints must be folded at first, and show when they are asked for.
+  const folded = await page.locator("main details:not([open])").count();
+  const hint = page.locator("main details").first();
+  let unfolds = folded === 0;
+  if (folded) {
+    const inside = hint.locator(":scope > :not(summary)").first();
+    const before = await inside.isVisible();
+    await hint.locator("summary").first().click();
+    unfolds = !before && await inside.isVisible();
+  }
   if (job.pictures[name]) await page.screenshot({ path: job.pictures[name] });
   await page.setViewportSize({ width: job.phone, height: 844 });
   await page.evaluate(`globalThis.boxed = ${boxed}`);
   const wide = await page.evaluate(sticking, job.phone);
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   if (job.phonePictures[name]) await page.screenshot({ path: job.phonePictures[name] });
-  seen[name] = { problems, raw, formulas, source, wide, width };
+  seen[name] = { problems, raw, formulas, source, folded, unfolds, wide, width };
 }
 
 const found = {};
