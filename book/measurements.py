@@ -44,6 +44,7 @@ TITLES = {
     "formats": "FP8 and INT4",
     "fullsize": "Tokens through models of full size",
     "gpu_check": "The engine on a GPU against the reference",
+    "gpu_kernels": "Kernels on a GPU",
     "imports": "Imports and checks",
     "newton_schulz": "Newton–Schulz",
     "proof": "Every part against other implementations",
@@ -227,8 +228,8 @@ def machine(record: dict[str, Any]) -> str:
     if info.get("memory"):
         parts.append(f"{info['memory'] / 2**30:.0f} GiB")
     for gpu in info.get("gpus") or []:
-        parts.append(f"{gpu.get('name', 'a GPU')}, {gpu.get('memory', 0) / 2**30:.0f} GiB, driver "
-                     f"{gpu.get('driver', 'unknown')}")
+        size = f", {gpu['memory'] / 2**30:.0f} GiB" if gpu.get("memory") else ""
+        parts.append(f"{gpu.get('name', 'a GPU')}{size}, driver {gpu.get('driver', 'unknown')}")
     if info.get("python"):
         parts.append(f"Python {info['python']}")
     versions = info.get("packages") or record.get("versions") or {}
