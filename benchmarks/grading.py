@@ -38,11 +38,13 @@ COUNTS = {"right": 9, "wrong": 6, "half done": 6}  # and one of each kind below
 # Takes the known mistakes from the course's own files, past the stand-in that submissions get.
 MISTAKE = """\
 import sys
-kept = {{name: sys.modules.pop(name) for name in list(sys.modules)
-        if name.startswith("minik2.checks")}}
-from minik2.checks.exercise import find
+if "find" not in globals():
+    kept = {{name: sys.modules.pop(name) for name in list(sys.modules)
+            if name.startswith("minik2.checks")}}
+    from minik2.checks.exercise import exercises, find
+    exercises()
+    sys.modules.update(kept)
 {function} = find("{id}").wrong[{number}].functions[0]
-sys.modules.update(kept)
 """
 # Each stands where the answer to a lesson's first exercise would; the others' answers are right.
 HOSTILE = {

@@ -30,8 +30,9 @@ def test_one_of_each_quick_kind():
     assert (found["submissions"], found["exercises"]) == (7, 3)
     assert {kind: times["submissions"] for kind, times in found["kinds"].items()} == {
         "right": 3, "wrong": 1, "half done": 1, "exit": 1, "not JSON": 1}
-    for times in found["kinds"].values():
-        assert 0 < times["median"] <= times["most"] and times["processor"] > 0
+    for kind, times in found["kinds"].items():
+        assert 0 < times["median"] <= times["most"]
+        assert times["processor"] > 0 or kind == "not JSON"  # which starts no process
     # Six of them start a process, and Python alone takes some milliseconds to start.
     assert found["class_seconds"] > 0.01 and found["class_processor"] > 0.06
 
