@@ -189,6 +189,15 @@ def contents(pages: set[str]) -> str:
                      + "\n```\n" for part, names in order(pages))
 
 
+def other_figures(book: Book) -> str:
+    """A section with every figure of the project that no page shows yet, named by its file."""
+    found = {path.relative_to(book.root).as_posix() for path in book.root.glob("figures/**/*.png")}
+    new = sorted(found - book.pictures)
+    book.pictures |= set(new)
+    shown = [f"![{Path(path).stem.replace('_', ' ')}]({path})\n" for path in new]
+    return "\n## Further figures\n\n" + "\n".join(shown) if new else ""
+
+
 def collect(root: Path = ROOT) -> Book:
     """All pages of the book. Raises BookError, a sentence, for what is missing or leads nowhere."""
     book = Book(root)
@@ -203,6 +212,7 @@ def collect(root: Path = ROOT) -> Book:
         text = relink(text, place_of(book, name, f"book/{name}.md"))
         text = include(book, name, text)
         book.pages[name] = MAKE.sub(lambda m: make[m.group(1)](), text)
+    book.pages["measurements"] += other_figures(book)
     book.pages |= {f"api/{name}": text for name, text in api.pages().items()}
     for path in lesson_files(root):
         book.pages[f"lessons/{path.stem}"] = lesson(book, path)

@@ -157,6 +157,14 @@ def test_a_page_without_a_place_is_a_sentence():
         list(stage.order({"index", "stray"}))
 
 
+def test_a_figure_that_no_page_shows_is_among_the_measurements(project):
+    before = stage.collect(project)
+    shutil.copy(project / "figures/decode.png", project / "figures/gpu_new.png")
+    after = stage.collect(project)
+    assert before.pictures | {"figures/gpu_new.png"} == after.pictures
+    assert after.pages["measurements"].endswith("![gpu new](figures/gpu_new.png)\n")
+
+
 def test_pages_and_their_pictures_are_written(book, tmp_path):
     stage.write(book, tmp_path / "pages")
     assert (tmp_path / "pages/figures/decode.png").read_bytes() == (
