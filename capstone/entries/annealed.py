@@ -1,8 +1,8 @@
 """muonclip.py, and a rate that falls for longer and to nothing.
 
 Thought to help: a high rate finds its way quickly and leaves the weights shaking; what the last,
-small steps settle is cheap. K2 keeps a tenth of its rate because more training follows. Here none
-does.
+small steps settle is cheap. K2 kept a tenth of its rate, and was trained further. Here nothing
+follows.
 """
 
 # What happened: capstone/README.md tells it below its board, as it was measured.
