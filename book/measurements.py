@@ -20,6 +20,7 @@ RESULTS = "benchmarks/results"
 FOLD = 24  # a table of more rows than this is folded
 # What a record says before it is measured.
 MEANT = {"part", "compared", "section", "name", "precision", "state", "note"}
+SENTENCE = 60  # a text of more letters than this stands above its table
 NUMBERS = 40  # a list of more numbers than this is a curve, which a figure shows better
 
 
@@ -123,7 +124,9 @@ def value(number: Any) -> str:
     if isinstance(number, float):
         if number == 0 or 1e-3 <= abs(number) < 1e4:
             return f"{number:.4g}"
-        return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.1e}"
+        if abs(number) >= 1e9:
+            return f"{number:.3e}"
+        return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.1e}"
     if is_numbers(number):
         low, high = min(number), max(number)
         middle = value(statistics.median(number))
@@ -198,6 +201,8 @@ def known(columns: Columns, record: dict[str, Any]) -> list[str]:
 def found_tables(record: dict[str, Any], name: str = "") -> Iterator[list[str]]:
     """Tables of a record that nobody described: lists of records, groups, and single values."""
     single = {k: v for k, v in record.items() if is_cell(v) and k not in ("date", "machine")}
+    for key in [k for k, v in single.items() if len(value(v)) > SENTENCE]:
+        yield [f"{words(key).capitalize()}: {value(single.pop(key))}.", ""]
     if single:
         yield drawn(words(name) or "Settings", ["", "value"],
                     [[words(k), value(v)] for k, v in single.items()])

@@ -57,12 +57,14 @@ def test_a_result_that_nobody_described_has_tables_too(tmp_path):
     write(tmp_path, "gpu_new", json.dumps({
         "date": "2030-01-02",
         "machine": {"gpus": [gpu], "cuda": {"version": "12.8", "usable": True}},
-        "tokens": 512, "checks": [{"part": "norm", "error": {"worst": 1.5e-7}, "passed": True}],
+        "tokens": 512, "rate": 4.2764e12, "taken_by": "a long way " * 6 + "round",
+        "checks": [{"part": "norm", "error": {"worst": 1.5e-7}, "passed": True}],
         "curves": {"a": {"seconds": [1.0, 2.0, 3.0]}}}))
     page = measurements.page(tmp_path)
     assert page.startswith("## GPU new")
     assert "2030-01-02; Some GPU, 64 GiB, driver 1.2; CUDA 12.8." in page
-    assert "| tokens | 512 |" in page
+    assert "| tokens | 512 |" in page and "| rate | 4.276e+12 |" in page
+    assert "Taken by: a long way a long way" in page and "| taken by |" not in page
     assert "| norm | 1.5e-07 | yes |" in page
     assert "| a | 2 (1 to 3) |" in page
 
