@@ -33,7 +33,7 @@ from minik2.training.settings import Settings
 
 PRESETS = ("small", "bench")
 STEPS, ROUNDS = 4, 3
-SETTINGS = Settings(batch=8, window=256)
+SETTINGS = Settings(batch=8, window=128)
 Seconds = dict[str, dict[str, float]]
 
 
