@@ -32,7 +32,7 @@ from minik2.training import engines, ranks
 from minik2.training.settings import Settings
 
 PRESETS = ("small", "bench")
-STEPS, ROUNDS = 4, 3
+STEPS, ROUNDS = 3, 3
 SETTINGS = Settings(batch=8, window=128)
 Seconds = dict[str, dict[str, float]]
 
