@@ -143,7 +143,9 @@ def test_a_run_is_its_newest_whole_checkpoint(call, folder, tmp_path):
     model = reference.Model.from_pretrained(folder)
     for step, scale in ((1, 1.0), (2, -1.0)):
         weights = {name: value * scale for name, value in model.weights.items()}
-        store.save(tmp_path / "run", step, TINY, weights, {"m": np.zeros(1)}, {})
+        held = {"m/n": np.zeros(1)}
+        write = partial(store.write_whole, cfg=TINY, weights=weights, optimizer=held)
+        store.save(tmp_path / "run", step, write, {})
     want = bytes(wanted(folder, "a", 5)).decode() + "\n"
     status, out, err = call(*call_it)
     assert status == 0 and out != want and "Warning" not in err

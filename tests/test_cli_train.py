@@ -75,7 +75,7 @@ OTHERS = {"engine": "reference", "optimizer": "adamw", "steps": 7, "batch": 3, "
           "decay": 0.5, "final": 0.6, "clip_norm": 0.7, "tau": 8.0, "bias_speed": 0.9,
           "bias_until": 0.25, "bias_mean_free": True, "balance_alpha": 0.35, "seed": 11,
           "device": "cpu", "threads": 1, "evaluate_every": 12, "save_every": 13,
-          "prompt": "def ", "expert_ranks": 2, "recompute": True}  # fmt: skip
+          "prompt": "def ", "expert_ranks": 2, "recompute": True, "mixed": True}  # fmt: skip
 
 
 def test_every_option_arrives(call, asked):

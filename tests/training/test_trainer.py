@@ -136,6 +136,20 @@ def test_recomputing_changes_no_bit(tmp_path, undisturbed):
     assert (bits(tmp_path), seen(tmp_path)) == undisturbed(recipe)
 
 
+def test_a_mixed_run_rounds_and_goes_on_to_the_bit(tmp_path, undisturbed, monkeypatch):
+    recipe, mixed = settings(engine="pytorch"), Habits(evaluate_every=3, mixed=True)
+    train(CFG, recipe, text(), tmp_path / "whole", mixed)
+    want = bits(tmp_path / "whole")
+    assert want != undisturbed(recipe)[0]
+    weights = open_checkpoint(store.newest(tmp_path / "whole")[0].model, CFG)
+    assert weights["lm_head.weight"].dtype == np.float32
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        assert train(CFG, recipe, text(), tmp_path / "cut", mixed).interrupted
+    train(CFG, recipe, text(), tmp_path / "cut", mixed)
+    assert bits(tmp_path / "cut") == want
+
+
 @BOTH
 def test_a_step_tells_every_heads_largest_logit(undisturbed, engine):
     """QK-Clip's own rule holds between what is told: γ = tau / logit, of the heads above tau."""
@@ -321,6 +335,7 @@ REFUSED = {
     "text": ({"corpus": Corpus([("a", b"ab" * 5), ("b", b"b" * 90)])}, {}, "too few for windows"),
     "reference on a GPU": ({"engine": "reference"}, {"device": "cuda"}, "computes on the CPU"),
     "reference, recomputing": ({"engine": "reference"}, {"recompute": True}, "--engine pytorch"),
+    "reference, mixed": ({"engine": "reference"}, {"mixed": True}, "--engine pytorch"),
     "no GPU": ({"engine": "pytorch"}, {"device": "cuda:63"}, "cannot use 'cuda:63'"),
     "no device": ({"engine": "pytorch"}, {"device": "abacus"}, "cpu or cuda"),
     "another device": ({"engine": "pytorch"}, {"device": "meta"}, "cpu or cuda"),
