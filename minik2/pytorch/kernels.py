@@ -84,8 +84,7 @@ def takes_attention(q: Tensor, held: Tensor, latent: int) -> bool:
     """Whether `absorbed` takes these: one query a sequence, 16 bits, powers of two."""
     rotary = q.shape[-1] - latent
     return (
-        q.device.type == "cuda"
-        and q.dtype == held.dtype in (torch.bfloat16, torch.float16)
+        _in_16_bits(q, held)
         and q.shape[1] == 1
         and _is_power(latent, 512)
         and _is_power(rotary, 128)
@@ -94,7 +93,7 @@ def takes_attention(q: Tensor, held: Tensor, latent: int) -> bool:
 
 
 # Heads, tokens a tile, splits for each processor, warps, stages: the best of those tried on an
-# H200 (benchmarks.gpu_decode --tune).
+# H200 (benchmarks.gpu_kernels --tune).
 HEADS, TILE, WAVES, WARPS, STAGES = 16, 64, 1, 4, 3
 MOST_SPLITS = 64
 
@@ -161,12 +160,8 @@ LARGEST_TILE, LARGEST_WARPS, LARGEST_STAGES = 64, 4, 2
 
 
 def takes_logits(q: Tensor, k: Tensor) -> bool:
-    """Whether `max_logits` takes these: 16 bits on a GPU, 16 to 256 numbers a head."""
-    return (
-        q.device.type == "cuda"
-        and q.dtype == k.dtype in (torch.bfloat16, torch.float16)
-        and 32 <= q.shape[-1] <= 256
-    )
+    """Whether `max_logits` takes these: 16 bits on a GPU, 32 to 256 numbers a head."""
+    return _in_16_bits(q, k) and 32 <= q.shape[-1] <= 256
 
 
 def max_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -238,12 +233,7 @@ FEW = 4
 
 def takes_experts(x: Tensor, stack: Tensor) -> bool:
     """Whether `experts` takes these: a few tokens in 16 bits on a GPU, no gradient."""
-    return (
-        x.device.type == "cuda"
-        and x.dtype == stack.dtype in (torch.bfloat16, torch.float16)
-        and len(x) <= FEW
-        and not torch.is_grad_enabled()
-    )
+    return _in_16_bits(x, stack) and len(x) <= FEW and not torch.is_grad_enabled()
 
 
 def experts(
@@ -262,6 +252,12 @@ def experts(
         ROWS=EXPERT_ROWS, TILE=EXPERT_TILE, num_warps=EXPERT_WARPS,
     )  # fmt: skip
     return y
+
+
+def _in_16_bits(left: Tensor, right: Tensor) -> bool:
+    """What all of them ask for: a GPU, and two operands of one 16-bit dtype."""
+    return left.device.type == "cuda" and left.dtype == right.dtype in (
+        torch.bfloat16, torch.float16)  # fmt: skip
 
 
 def _is_power(size: Any, most: int) -> bool:

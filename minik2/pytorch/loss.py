@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minik2.tokens import IGNORED
+
 # Logits held at a time: 1 GiB in float32.
 AT_ONCE = 2**28
-IGNORED = -100
 
 
 def forward(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
