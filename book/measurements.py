@@ -44,11 +44,13 @@ TITLES = {
     "training": "A training step",
     "formats": "FP8 and INT4",
     "fullsize": "Tokens through models of full size",
+    "grading": "Grading a class of thirty",
     "gpu_check": "The engine on a GPU against the reference",
     "gpu_kernels": "Kernels on a GPU",
     "imports": "Imports and checks",
     "newton_schulz": "Newton–Schulz",
     "proof": "Every part against other implementations",
+    "ranks": "Several processes on one machine",
     "sizing": "Memory and bytes, estimated and measured",
     "small": "A small model learns",
 }
@@ -89,6 +91,14 @@ TABLES = {
         ("section", "section"), ("name", "check"), ("precision", "precision"),
         ("count", "compared"), ("error", "error"), ("bound", "bound"), ("state", "state"),
         ("note", "note"))),),
+    "ranks": (Columns("Seconds of a training step", "layouts", (
+        ("one process seconds", "one process on all cores"),
+        ("data seconds", "a process a core, by data"), ("data times median", "times one process"),
+        ("experts seconds", "and by experts"), ("experts times median", "times one process")),
+        "preset"),),
+    "grading": (Columns("Wall seconds of a submission with all lessons", "kinds", (
+        ("submissions", "submissions"), ("median", "median"), ("most", "most"),
+        ("processor", "processor seconds")), "kind"),),
     "absorption": (Columns("Seconds of the two forms", "points", (
         ("new", "new tokens"), ("cached", "cached"), ("absorbed", "absorbed"),
         ("expanded", "expanded"), ("chosen", "chosen by the rule"))),),

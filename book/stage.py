@@ -31,8 +31,7 @@ MAKE = re.compile(r"^<!-- make (\w+) -->$", re.M)
 PICTURES = {".png", ".svg", ".jpg", ".jpeg"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-# The order of the pages. A page stands under the part that names it first; `optional` ones are left
-# out as long as the file that they show is not there.
+# The order of the pages. A page stands under the part that names it first.
 CONTENTS = {
     "The course": ["lessons/*", "capstone", "exercises", "glossary", "sources"],
     "What was measured": ["measurements", "proof", "experiments", "lab-notes", "errata"],
@@ -44,7 +43,6 @@ WHOLE = {  # pages that are a document of the project and nothing else
     "contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md",
     "capstone": "capstone/README.md", "assistants": "AGENTS.md",
 }
-OPTIONAL = {"capstone", "assistants", "teaching"}
 
 
 @dataclass
@@ -202,9 +200,7 @@ def collect(root: Path = ROOT) -> Book:
     """All pages of the book. Raises BookError, a sentence, for what is missing or leads nowhere."""
     book = Book(root)
     frames = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
-    for name, document in WHOLE.items():
-        if (root / document).exists() or name not in OPTIONAL:
-            frames[name] = f"<!-- include {document} -->\n"
+    frames |= {name: f"<!-- include {document} -->\n" for name, document in WHOLE.items()}
     name_the_rest(book, frames)
     note_places(book, frames)
     make = makers(book)

@@ -260,6 +260,73 @@ for name in ("8xh200", "16xh800", "16xh200"):
 # (K2's own guide names 16 H200 as the smallest unit for FP8 at a context
 # of 128k. A real server needs room for more than weights and cache.)
 #
+# Real conversations have all lengths, so servers hand memory out in
+# **pages**, a fixed number of tokens each. The last page of a
+# conversation is seldom full. Conversations of 5 and 8 tokens in pages of
+# 4 have 2 + 2 pages, room for 16.
+#
+# Then there are the GPUs. In **tensor parallelism** (TP) they share out
+# the heads of attention. Keys and values of a head could move with it.
+# But a latent has no heads: each of them reads all of it.
+
+# %% [markdown] exercise="fullscale.cache_bytes"
+# What do the caches of a whole server occupy, on all its GPUs together?
+
+# %% exercise="fullscale.cache_bytes"
+def cache_bytes(
+    config: dict, lengths: np.ndarray, page: int, tp: int
+) -> int:
+    """Bytes of the pages of all these conversations, on all tp GPUs.
+
+    lengths: (conversations,) tokens of each; page: tokens in a page;
+    tp: GPUs that share out the heads of attention. Latents and rotary
+    keys are bfloat16.
+    """
+    row = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    token = 2 * config["num_hidden_layers"] * row
+    pages = (-(-lengths // page)).sum()  # each rounded up
+    return int(tp * pages * page * token)
+
+# %% [markdown] hints="fullscale.cache_bytes"
+# What does one token leave in the cache? Lesson 03 counted it. For how
+# many tokens is there room, and on how many GPUs?
+#
+# ---
+#
+# A token leaves num_hidden_layers rows of kv_lora_rank + qk_rope_head_dim
+# numbers, with two bytes each. Round each length up to whole pages before
+# you add.
+#
+# ---
+#
+# In whole numbers `-(-5 // 4)` is 5 / 4 rounded up. All heads need all of
+# a latent, so each of the tp GPUs has every page.
+#
+# ---
+#
+# A token's bytes, times tokens in pages, times tp.
+
+# %% [markdown]
+# A thousand conversations, most of them short, in pages of 64 tokens:
+
+# %%
+lengths = np.minimum(rng.lognormal(7, 1.5, 1000).astype(int) + 1, 131072)
+exact = sizing.kv_cache_bytes(k2, int(lengths.sum()))
+paged = sizing.kv_cache_bytes(k2, int((-(-lengths // 64) * 64).sum()))
+fullest = sizing.kv_cache_bytes(k2, int(lengths.max()), len(lengths))
+if check("fullscale.cache_bytes", cache_bytes).passed:
+    assert cache_bytes(config, lengths, 1, 1) == exact
+    assert cache_bytes(config, lengths, 64, 8) == 8 * paged
+print(f"{exact / 1e9:8,.0f} GB of latents\n{paged / 1e9:8,.0f} GB in pages"
+      f"\n{fullest / 1e9:8,.0f} GB if each had the room of the longest\n"
+      f"{8 * paged / 1e9:8,.0f} GB in pages on 8 GPUs that share out heads")
+
+# %% [markdown]
+# Pages cost next to nothing. Sharing out heads costs a copy for each GPU,
+# so the memory that was bought with more GPUs is filled with the same
+# latents again. Servers for models with MLA therefore divide attention by
+# conversations: each GPU has all heads, for conversations of its own.
+#
 # How fast? A step of decoding makes one token for each of $b$ sequences.
 # What it must read sets a limit that no engine can beat:
 #

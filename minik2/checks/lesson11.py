@@ -309,6 +309,146 @@ def _row(c: Config) -> int:
     return int(c["num_hidden_layers"] * (c["kv_lora_rank"] + c["qk_rope_head_dim"]))
 
 
+def _full_keys(c: Config) -> int:
+    head = c["qk_nope_head_dim"] + c["qk_rope_head_dim"] + c["v_head_dim"]
+    return int(c["num_hidden_layers"] * c["num_attention_heads"] * head)
+
+
+def _rounded_up(lengths: Array, page: int) -> Array:
+    """Tokens that there is room for, where each conversation has whole pages."""
+    room: Array = -(-lengths // page) * page
+    return room
+
+
+def _cache_bytes(
+    config: Config, lengths: Array, page: int, tp: int, *,
+    row: Callable[[Config], int] = _row,
+    held: Callable[[Array, int], Any] = _rounded_up,
+    copies: Callable[[Config, int], float] = lambda c, tp: tp,
+    size: float = 2,
+) -> int:
+    """Right as it stands. row: numbers a token; held: tokens that there is room for; copies: how
+    often all GPUs together hold them; size: bytes a number."""
+    return int(copies(config, tp) * size * row(config) * int(np.sum(held(lengths, page))))
+
+
+def _cache_with(**changes: Any) -> Any:
+    return lambda *args: _cache_bytes(*args, **changes)
+
+
+def _cache_cases(rng: np.random.Generator) -> list[Case]:
+    """Lengths of which one fills its pages exactly and the longest comes first; the last case is
+    one conversation on one GPU."""
+    cases: list[Case] = []
+    for page, tp in ((16, 8), (64, 3), (7, 4), (32, 16)):
+        lengths = rng.integers(1, 12 * page, int(rng.integers(4, 9)))
+        lengths[1] = page * rng.integers(2, 9)
+        lengths[0] = 14 * page + rng.integers(1, page - 1)
+        cases.append((_config(rng, int(rng.integers(1, 4)), 1), lengths, page, tp))
+    alone = np.array([int(rng.integers(5, 9)) * 10 + 3])
+    return [*cases, (_config(rng, 1, 1), alone, 10, 1)]
+
+
+def _a_page_at_a_time(call: Any, args: Case, out: Any) -> str | None:
+    config, lengths, page, tp = args
+    filled = _rounded_up(lengths, page)
+    same = call(config, filled, page, tp)
+    if same == out:
+        return None
+    return f"With every last page filled it gives {same:,} in place of {out:,}."
+
+
+def _each_for_itself(call: Any, args: Case, out: Any) -> str | None:
+    config, lengths, page, tp = args
+    parts = sum(call(config, lengths[n : n + 1], page, tp) for n in range(len(lengths)))
+    return None if parts == out else f"One by one they take {parts:,}, together {out:,}."
+
+
+CACHE_BYTES = Exercise(
+    id="fullscale.cache_bytes",
+    lesson="11",
+    title="The caches of a whole server",
+    difficulty=2,
+    minutes=10,
+    why="What is left beside the weights, divided by this, is how many people can be served.",
+    signature="cache_bytes(config, lengths, page, tp) -> int",
+    cases=_cache_cases,
+    keys=("num_hidden_layers", "first_k_dense_replace", "kv_lora_rank", "qk_rope_head_dim",
+          "num_attention_heads"),
+    reference=lambda config, lengths, page, tp: _cache_bytes(config, lengths, page, tp),
+    invariants=(
+        Invariant("a page that is begun takes as much as a full one.", _a_page_at_a_time),
+        Invariant("conversations share no pages.", _each_for_itself),
+    ),
+    wrong=(
+        wrong("no_pages", _cache_with(held=lambda lengths, page: lengths),
+              """Only the tokens that are there are counted. Pages are handed out whole, and the
+              last one of a conversation is seldom full.""",
+              "How many pages of 4 tokens does a conversation of 5 have?"),
+        wrong("pages_of_the_sum",
+              _cache_with(held=lambda lengths, page: _rounded_up(lengths.sum(), page)),
+              """All tokens are added up, and the sum is rounded up to whole pages. Each
+              conversation has pages of its own.""",
+              "Two conversations of 5 tokens, pages of 4: how many pages?"),
+        wrong("full_pages_only", _cache_with(held=lambda lengths, page: lengths // page * page),
+              """A page that is not full is left out. Its tokens need room too.""",
+              "Where does the fifth token of a conversation go, if pages have 4?"),
+        wrong("a_page_more", _cache_with(held=lambda lengths, page: (lengths // page + 1) * page),
+              """A conversation whose pages are all full is given one more, with nothing in it.""",
+              "How many pages of 4 do 8 tokens need?"),
+        wrong("all_as_the_longest",
+              _cache_with(held=lambda lengths, page: len(lengths) * _rounded_up(
+                  lengths.max(), page)),
+              """Every conversation is given as much as the longest. That is what pages are there to
+              avoid.""",
+              "Does a conversation of 5 tokens need the pages of its neighbour of 500?"),
+        wrong("pages_counted",
+              _cache_with(held=lambda lengths, page: _rounded_up(lengths, page) // page),
+              """Pages are counted as if they had one token each.""",
+              "How many tokens have room in a page?"),
+        wrong("one_conversation",
+              (_cache_with(held=lambda lengths, page: _rounded_up(lengths[:1], page)),
+               _cache_with(held=lambda lengths, page: _rounded_up(lengths[-1:], page))),
+              """The cache of a single conversation is counted. Each has its own.""",
+              "How many lengths are there, and how many did you use?"),
+        wrong("heads_divide_it", _cache_with(copies=lambda c, tp: 1),
+              """The GPUs are taken to share the cache out as they share the heads. A head needs the
+              whole latent of every token, and so does each GPU that has a head.""",
+              "Which part of a latent belongs to head 5?"),
+        wrong("one_gpu", _cache_with(copies=lambda c, tp: 1 / tp),
+              """The cache is divided by the number of GPUs, as if they shared it out and one of
+              them were asked for. Each holds all of it, and all GPUs are asked for.""",
+              "With twice the GPUs, are there more copies of a latent or fewer?"),
+        wrong("copy_per_head", _cache_with(copies=lambda c, tp: c["num_attention_heads"]),
+              """There is a copy of the cache for each head. Heads on the same GPU read the same
+              one.""",
+              "Two heads on one GPU: how often must a latent lie in its memory?"),
+        wrong("one_layer", _cache_with(row=lambda c: _row(c | {"num_hidden_layers": 1})),
+              """The cache of a single layer is counted. Every layer has its own.""",
+              "In how many layers is there attention?"),
+        wrong("layers_with_experts",
+              _cache_with(row=lambda c: _row(c | {"num_hidden_layers": _moe_layers(c)})),
+              """Dense layers are left out. They have a dense block in place of experts, but
+              attention like all others.""",
+              "Does layer 0 look at the past?"),
+        wrong("no_rotary_key", _cache_with(row=lambda c: _row(c | {"qk_rope_head_dim": 0})),
+              """A cached row is counted without its rotary key.""",
+              "Which two parts has a row of the latent cache?"),
+        wrong("keys_and_values", _cache_with(row=_full_keys),
+              """Keys and values of all heads are counted. Kept are the latents that they are made
+              from.""",
+              "What did lesson 03 keep of a token?"),
+        wrong("one_byte_a_number", _cache_with(size=1),
+              """A cached number is counted as one byte. In bfloat16 it has two.""",
+              "How many bits has a bfloat16?"),
+        wrong("four_bytes_a_number", _cache_with(size=4),
+              """It is twice too much: a number is counted with four bytes, or the latent twice, for
+              keys and for values. It is kept once, in two bytes a number.""",
+              "How many bytes has a bfloat16, and how many latents has a token?"),
+    ),
+)
+
+
 def _decode_rate(
     config: Config, always: float, experts: float, context: int, batch: int, bandwidth: float, *,
     fixed: Any = lambda always, batch: always,
@@ -326,11 +466,6 @@ def _rate_with(**changes: Any) -> Any:
 
 def _chosen_share(c: Config) -> float:
     return float(c["num_experts_per_tok"] / c["n_routed_experts"])
-
-
-def _full_keys(c: Config) -> int:
-    head = c["qk_nope_head_dim"] + c["qk_rope_head_dim"] + c["v_head_dim"]
-    return int(c["num_hidden_layers"] * c["num_attention_heads"] * head)
 
 
 def _rate_cases(rng: np.random.Generator) -> list[Case]:

@@ -4,6 +4,7 @@ Unusual here: the first line is the same whatever the numbers were, so that two 
 answer say the same thing first.
 """
 
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -17,6 +18,11 @@ LOOKS = {
     "not yet": ("#d55e00", "✗"),
     "not attempted": ("#8a8a8a", "○"),
 }
+
+
+def marked_up(text: str) -> str:
+    """Text as HTML, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +105,7 @@ class Result:
         colour, sign = LOOKS[self.state]
         styles = {"": "", "question": "font-style:italic;",
                   "quiet": "opacity:0.75;font-size:90%;"}
-        body = "".join(f'<div style="margin-top:4px;{styles[kind]}">{escape(text)}</div>'
+        body = "".join(f'<div style="margin-top:4px;{styles[kind]}">{marked_up(text)}</div>'
                        for kind, text in self._paragraphs())
         if self.picture:
             caption = escape(f"{self.picture.caption} {LEGEND}")

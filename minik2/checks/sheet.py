@@ -14,6 +14,7 @@ from minik2 import __version__
 from minik2.checks.exercise import exercises, find, lesson_title
 from minik2.checks.grade import Row
 from minik2.checks.marking import OUTCOMES
+from minik2.checks.result import marked_up
 from minik2.checks.sandbox import clean
 
 LONGEST = 60  # letters of a file's name, of four bytes each; most systems allow 255 bytes
@@ -121,7 +122,7 @@ def _box(sign: str, colour: str, title: str, said: list[str], picture: str,
          quiet: list[str]) -> str:
     lines = [f'<article style="border-color:{colour}">',
              f'<h3><span aria-hidden="true">{sign} </span>{escape(title)}</h3>',
-             *(f"<p>{escape(text)}</p>" for text in said)]
+             *(f"<p>{marked_up(text)}</p>" for text in said)]
     if picture:
         grid, _, caption = picture.rpartition("\n")
         lines.append(f"<pre>{escape(grid)}</pre>")

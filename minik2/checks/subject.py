@@ -195,7 +195,17 @@ class Local:
             return Trouble("stub", "It raises NotImplementedError.")
         name, said = type(error).__name__, said_by(error)
         kind = "arguments" if isinstance(error, TypeError) and not line else "raised"
-        return Trouble(kind, f"It raised {name}{line}. {name} says: {said or 'nothing'}", name)
+        text = f"It raised {name}{line}. {name} says: {said or 'nothing'}"
+        for stub in unfinished(own) if own else []:
+            text = f"`{stub}`, which it uses, is not written yet. {text}"
+        return Trouble(kind, text, name)
+
+
+def unfinished(function: types.FunctionType) -> list[str]:
+    """Names of the functions that this one uses and that are stubs themselves."""
+    used = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return [name for name, value in used.items()
+            if isinstance(value, types.FunctionType) and is_stub(value)]
 
 
 def said_by(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """The benchmark of grading: its class is what it says, and an outcome that is not due stops it."""
 
 import dataclasses
+import json
 import os
 
 import pytest
 
-from benchmarks import grading
+from benchmarks import grading, records
 from minik2.checks import exercises
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
@@ -44,3 +45,14 @@ def test_an_outcome_that_is_not_due_is_an_error():
         grading.hold(spoilt, grading.timed([spoilt], 20.0)[2])
     with pytest.raises(RuntimeError, match=r"config\.read: no row"):
         grading.hold(right, [])
+
+
+def test_what_is_stored_is_within_five_seconds_a_submission():
+    """By itself and once warm; one that hangs takes what the limits give it, which is no answer."""
+    stored = json.loads((records.RESULTS / "grading.json").read_text(encoding="utf-8"))
+    kinds = stored["kinds"]
+    assert stored["submissions"] == 30 and set(kinds) == {
+        *grading.COUNTS, *grading.HOSTILE, *grading.BROKEN}
+    hang = {"endless loop", "endless call"}
+    assert all(kinds[kind]["most"] <= 5 for kind in set(kinds) - hang)
+    assert stored["class_seconds"] / stored["submissions"] <= 5

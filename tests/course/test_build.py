@@ -415,7 +415,8 @@ def test_a_lesson_has_what_every_lesson_has(path):
     code = [line for c in notebook.cells if c.cell_type == "code"
             for line in c.source.splitlines() if line.strip()]
     assert len(code) <= 260, "at most about 250 lines of code"
-    assert 2 <= len(lesson.solved) <= 5
+    # Lesson 11 is where everything is counted: a sixth, of ten minutes, is for the cache.
+    assert 2 <= len(lesson.solved) <= (6 if lesson.number == "11" else 5)
 
 
 @EVERY

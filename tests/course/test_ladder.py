@@ -377,6 +377,28 @@ def test_a_stub_that_an_answer_leans_on_is_an_error_of_the_answer():
     assert (result.state, result.rung) == ("not yet", 1)
     at = line_of(raises, "raise NotImplementedError")
     assert f"It raised NotImplementedError at line {at} of your code" in result.seen
+    assert result.seen.startswith("`raises`, which it uses, is not written yet. ")
+
+
+def handed_in_later(x):
+    ...
+
+
+def leans(x):
+    return 2 * handed_in_later(x)["result"]
+
+
+def test_what_is_missing_is_named_where_nothing_came_from_it():
+    """Its None breaks the answer two steps later, in words that do not help."""
+    seen = outcome(small(), leans).seen
+    assert seen.startswith("`handed_in_later`, which it uses, is not written yet. It raised Type")
+    alone = outcome(small(), lambda x: x[()]["result"]).seen
+    assert alone.startswith("It raised IndexError")
+
+
+def test_code_is_shown_as_code():
+    page = outcome(small(), leans)._repr_html_()
+    assert "<code>handed_in_later</code>, which it uses" in page and "`" not in page
 
 
 @pytest.mark.parametrize("function", [
@@ -691,7 +713,7 @@ def test_html_escapes_what_a_learner_can_put_into_it():
 
     result = check("attention.causal", function)
     page = Text(result._repr_html_())
-    assert page.tags <= {"div", "span"}
+    assert page.tags <= {"div", "span", "code"}
     assert "<script>alert('x')</script> & <b>" in "".join(page.words)
     keys = check("config.read", lambda c: {"<img src=x onerror=y>": 1})
     assert "img" not in Text(keys._repr_html_()).tags
@@ -705,12 +727,12 @@ def test_nothing_is_said_by_colour_alone(name):
     """Sign and words say the outcome; the box and the terminal say the same words."""
     result = check("attention.causal", ANSWERS[name])
     page = Text(result._repr_html_())
-    words = " ".join(page.words)
+    words = "".join(page.words)
     word = {"passed": "passed", "not yet": "not yet (rung", "not attempted": "not attempted yet"}
     assert word[result.state] in words
     assert words.strip()[0] == repr(result)[0] in "✓✗○"
     for line in result.message.splitlines():
-        assert line in words and line in repr(result)
+        assert line.replace("`", "") in words and line in repr(result)
     if result.picture:
         # Each cell of the box holds the character that the terminal has.
         typed = result.picture.text()
@@ -724,7 +746,7 @@ def test_nothing_is_said_by_colour_alone(name):
 
 
 # What JupyterLab leaves of the HTML in a notebook that it does not trust (its sanitizer's lists).
-KEPT = {"div", "span", "table", "tr", "td"}
+KEPT = {"div", "span", "code", "table", "tr", "td"}
 KEPT_STYLES = {"border", "border-left", "border-collapse", "background", "padding", "margin",
                "margin-top", "max-width", "line-height", "opacity", "font-size", "font-style",
                "font-weight", "width", "text-align", "outline"}

@@ -11,6 +11,7 @@ import minik2
 from minik2 import sizing
 from minik2.checkpoint import float8
 from minik2.checks.exercise import find
+from minik2.reference.cache import Cache
 from minik2.sizing.cluster import stage_weights
 from minik2.sizing.formats import bits_by_part, read_bytes
 
@@ -42,6 +43,19 @@ def test_layers_and_models_are_counted_as_the_checkpoint_has_them(preset):
 def test_the_published_totals_come_out():
     assert right("count_model")(raw("kimi-k2"))["total"] == 1_026_408_232_448
     assert round(right("count_model")(raw("deepseek-v3"))["total"] / 1e9, 1) == 671.0
+
+
+@pytest.mark.parametrize("preset", ["kimi-k2", "deepseek-v3", "small"])
+def test_caches_in_pages_are_what_engines_would_lay_out(preset):
+    """An engine's cache of whole pages, sequence by sequence; the small one is really made."""
+    cfg = minik2.ModelConfig.preset(preset)
+    lengths = np.random.default_rng().integers(1, 200, 5)
+    rooms = [int(-(-n // 16) * 16) for n in lengths]
+    found = right("cache_bytes")(raw(preset), lengths, 16, 3)
+    assert found == 3 * sum(sizing.kv_cache_bytes(cfg, room) for room in rooms)
+    if preset == "small":  # float32: twice the bytes of bfloat16
+        held = sum(Cache(cfg, 1, room, np.float32).nbytes for room in rooms)
+        assert 2 * found == 3 * held
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256])

@@ -87,6 +87,32 @@ def model_of_fewer_experts(config):
             "active": np.int64(active + table + config["hidden_size"])}
 
 
+def cache_token_by_token(config, lengths, page, tp):
+    """A page is taken whenever a token finds no room."""
+    bytes_of_a_page = page * config["num_hidden_layers"] * sum(
+        2 * config[key] for key in ("kv_lora_rank", "qk_rope_head_dim"))
+    taken = 0
+    for length in lengths:
+        room = 0
+        for _ in range(length):
+            if not room:
+                taken, room = taken + 1, page
+            room -= 1
+    return sum(taken * bytes_of_a_page for _ in range(tp))
+
+
+def cache_by_sizing(config, lengths, page, tp):
+    return sum(tp * sizing.kv_cache_bytes(config_of(config), page * math.ceil(length / page))
+               for length in lengths)
+
+
+def cache_in_numpy(config, lengths, page, tp):
+    full, over = np.divmod(lengths, page)
+    tokens = page * (full + (over > 0)).sum()
+    return np.int64(2 * tp * config["num_hidden_layers"]) * tokens * (
+        config["kv_lora_rank"] + config["qk_rope_head_dim"])
+
+
 def rate_by_logarithm(config, always, experts, context, batch, bandwidth):
     rest = math.log1p(-config["num_experts_per_tok"] / config["n_routed_experts"])
     row = config["kv_lora_rank"] + config["qk_rope_head_dim"]
@@ -179,6 +205,7 @@ def fp8_bit_by_bit(codes, scales, block):
 OTHER_WAYS: dict[str, list[Callable[..., Any]]] = {
     "fullscale.count_layer": [layer_tensor_by_tensor, layer_by_sizing, layer_in_numpy],
     "fullscale.count_model": [model_by_sizing, model_added_up, model_of_fewer_experts],
+    "fullscale.cache_bytes": [cache_token_by_token, cache_by_sizing, cache_in_numpy],
     "fullscale.decode_rate": [rate_by_logarithm, rate_token_by_token, rate_in_torch],
     "fullscale.states": [states_by_weight, states_exactly, states_in_numpy],
     "fullscale.dequantize": [fp8_by_ml_dtypes, fp8_by_index, fp8_in_torch, fp8_padded,
