@@ -3,8 +3,8 @@
 Unusual here: no constant is fitted. The list below names every tensor that the PyTorch engine's
 operations save, each with its numbers a token, and a test compares the sum with what autograd holds
 (distinct storages; parameters and buffers left out). Kernels differ in what they save: those of a
-CPU pad the values to the keys' width, but of a norm they keep the input alone, and of the routed
-experts gate and up. The list of a GPU's has not been measured: none was at hand.
+CPU pad the values to the keys' width, but of a norm they keep the input alone, and of SwiGLU gate
+and up. The list of a GPU's has not been measured: none was at hand.
 """
 
 from __future__ import annotations
@@ -104,12 +104,15 @@ def attention(cfg: ModelConfig, tokens: int, kernels: str) -> list[Saved]:
     return saved
 
 
-def ffn(name: str, width: int) -> list[Saved]:
-    """SwiGLU of `width` hidden numbers; its input is the norm's result."""
-    return [Saved(f"{name}: gate", width, selective="float8"),
-            Saved(f"{name}: up", width, selective="float8"),
-            Saved(f"{name}: silu(gate)", width, selective="recompute"),
-            Saved(f"{name}: product", width, selective="recompute")]  # fmt: skip
+def ffn(name: str, width: int, kernels: str) -> list[Saved]:
+    """SwiGLU of `width` hidden numbers; its input is the norm's result. A CPU makes everything but
+    gate and up again."""
+    saved = [Saved(f"{name}: gate", width, selective="float8"),
+             Saved(f"{name}: up", width, selective="float8")]  # fmt: skip
+    if kernels == "gpu":
+        saved += [Saved(f"{name}: silu(gate)", width, selective="recompute"),
+                  Saved(f"{name}: product", width, selective="recompute")]  # fmt: skip
+    return saved
 
 
 def experts(cfg: ModelConfig, exact: bool, kernels: str) -> list[Saved]:
@@ -123,14 +126,12 @@ def experts(cfg: ModelConfig, exact: bool, kernels: str) -> list[Saved]:
                   Saved("router: their sum", 1, "exact")]  # fmt: skip
     saved += [Saved("router: weights", chosen), Saved("order by expert", chosen, "index"),
               Saved("order back", chosen, "index")]  # fmt: skip
-    own = ffn("experts", chosen * cfg.moe_intermediate_size)
-    if kernels == "cpu":
-        # One operation from rows to rows, which makes everything but gate and up again.
-        own = [kind for kind in own if kind.selective == "float8"]
-    else:
-        own += [Saved("experts: rows", chosen * hidden, selective="float8"),
-                Saved("experts: outputs", chosen * hidden, selective="recompute")]  # fmt: skip
-    return saved + own + ffn("shared experts", cfg.n_shared_experts * cfg.moe_intermediate_size)
+    saved += ffn("experts", chosen * cfg.moe_intermediate_size, kernels)
+    if kernels == "gpu":
+        saved += [Saved("experts: rows", chosen * hidden, selective="float8"),
+                  Saved("experts: outputs", chosen * hidden, selective="recompute")]  # fmt: skip
+    shared = cfg.n_shared_experts * cfg.moe_intermediate_size
+    return saved + ffn("shared experts", shared, kernels)
 
 
 def layer(
@@ -139,7 +140,7 @@ def layer(
     """Every tensor that one layer keeps, for sequences of `tokens`."""
     saved = attention(cfg, tokens, kernels) + norm("second norm", cfg.hidden_size, kernels)
     if not cfg.is_moe(number):
-        return saved + ffn("dense", cfg.intermediate_size)
+        return saved + ffn("dense", cfg.intermediate_size, kernels)
     return saved + experts(cfg, units.bits(dtype) >= 32, kernels)
 
 
