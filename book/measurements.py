@@ -99,6 +99,9 @@ TABLES = {
     "grading": (Columns("Wall seconds of a submission with all lessons", "kinds", (
         ("submissions", "submissions"), ("median", "median"), ("most", "most"),
         ("processor", "processor seconds")), "kind"),),
+    "gpu_kernels": (Columns("Each task, and the share of what copying or products allow", "lines", (
+        ("what", "task"), ("way", "way"), ("milliseconds", "milliseconds"),
+        ("of_the_limit", "share of the limit"), ("error", "error against float64"))),),
     "absorption": (Columns("Seconds of the two forms", "points", (
         ("new", "new tokens"), ("cached", "cached"), ("absorbed", "absorbed"),
         ("expanded", "expanded"), ("chosen", "chosen by the rule"))),),
