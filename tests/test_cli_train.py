@@ -70,7 +70,7 @@ def test_every_field_is_an_option_with_its_default(field):
     assert (option.default, type(option.default)) == (default, type(default))
 
 
-OTHERS = {"engine": "reference", "optimizer": "adamw", "steps": 7, "batch": 3, "window": 9,
+OTHERS = {"engine": "reference", "optimizer": "muon", "steps": 7, "batch": 3, "window": 9,
           "accumulate": 2, "rate": 0.1, "adamw_rate": 0.2, "weight_decay": 0.3, "warmup": 4,
           "decay": 0.5, "final": 0.6, "clip_norm": 0.7, "tau": 8.0, "bias_speed": 0.9,
           "bias_until": 0.25, "bias_mean_free": True, "balance_alpha": 0.35, "seed": 11,
@@ -90,7 +90,7 @@ def test_every_option_arrives(call, asked):
     found = {f.name: getattr(settings if hasattr(settings, f.name) else habits, f.name)
              for f in FIELDS}  # fmt: skip
     assert found == OTHERS
-    assert cfg == ModelConfig.preset("tiny") and out == Path("runs", "tiny-adamw")
+    assert cfg == ModelConfig.preset("tiny") and out == Path("runs", "tiny-muon")
     assert sorted(corpus.checksums) == ["0.py", "1.py", "2.py"]
 
 

@@ -47,6 +47,14 @@ class _Run:
             raise ValueError(f"{name} has made no step yet, so there is nothing to draw.")
         self.name = name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
         self.step = np.array(list(steps))
+        looks = [entry for entry in entries if entry["kind"] == "evaluation"]
+        try:
+            self._read(steps, looks)
+        except KeyError as missing:
+            raise ValueError(f"A line of {name} has no {missing}, so it is not one that `minik2 "
+                             "train` writes; draw the run with what wrote it.") from None
+
+    def _read(self, steps: Mapping[int, Mapping[str, Any]], looks: Entries) -> None:
         self.loss, self.rate, tokens, seconds = (
             np.array([entry[key] for entry in steps.values()])
             for key in ("loss", "rate", "tokens", "trained")
@@ -55,7 +63,6 @@ class _Run:
         self.logits = np.array([entry["max_logit"] for entry in steps.values()])
         self.violation = np.array([max(e["violation"], default=np.nan) for e in steps.values()])
         self.clipped = [(n, *head[:2]) for n, e in steps.items() for head in e["clipped"]]
-        looks = [entry for entry in entries if entry["kind"] == "evaluation"]
         self.held_out = np.array([entry["held_out"] for entry in looks])
         self.looked = looks[-1]["step"] if looks else self.step[-1]  # where `last` is from
         places = np.searchsorted(self.step, [entry["step"] for entry in looks], "right")

@@ -70,6 +70,11 @@ class Settings:
         for name in ("decay", "final", "bias_until"):
             value = getattr(self, name)
             self._must(name, _finite(value) and 0 <= value <= 1, "a share from 0 to 1")
+        if self.optimizer == "adamw" and self.adamw_rate is not None:
+            raise ValueError(
+                f"adamw_rate is {self.adamw_rate!r}, but it is for what Muon leaves to AdamW; "
+                "where AdamW takes everything, give its rate as `rate`."
+            )
 
     def _whole(self, name: str) -> bool:
         value = getattr(self, name)

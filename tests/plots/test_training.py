@@ -124,6 +124,15 @@ def test_a_run_without_a_step_is_refused():
             draw([{"kind": "evaluation", "step": 0, "held_out": 5.0}])
 
 
+@pytest.mark.parametrize("kind, lacks", [("step", "max_logit"), ("evaluation", "held_out")])
+def test_lines_that_another_program_wrote_are_a_sentence(kind, lacks):
+    strange = [{key: value for key, value in line.items() if line["kind"] != kind or key != lacks}
+               for line in lines()]
+    with pytest.raises(ValueError, match=f"A line of mine has no '{lacks}'") as caught:
+        one_run("mine", strange)
+    assert "\n" not in str(caught.value)
+
+
 def test_steep_logits_get_a_logarithm():
     assert one_run("mine", lines(40)).axes[3].get_yscale() == "linear"
     assert one_run("mine", lines(400)).axes[3].get_yscale() == "symlog"

@@ -25,6 +25,7 @@ from minik2.training.settings import OPTIMIZERS
         ({"rate": "fast"}, "rate"),
         ({"rate": None}, "rate"),
         ({"adamw_rate": -1.0}, "adamw_rate"),
+        ({"adamw_rate": 0.001, "optimizer": "adamw"}, "what Muon leaves to AdamW"),
         ({"clip_norm": 0}, "clip_norm"),
         ({"tau": math.inf}, "tau"),
         ({"weight_decay": -0.1}, "weight_decay"),
@@ -44,7 +45,7 @@ def test_nonsense_is_one_sentence_that_names_it(change, named):
 
 
 def test_what_is_written_comes_back():
-    settings = Settings(optimizer=OPTIMIZERS[2], steps=7, adamw_rate=1e-3, clip_norm=1.0, seed=5)
+    settings = Settings(optimizer=OPTIMIZERS[1], steps=7, adamw_rate=1e-3, clip_norm=1.0, seed=5)
     assert Settings.from_json(settings.to_json()) == settings
 
 
