@@ -6,11 +6,13 @@ only if it is byte for byte the released one.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -65,7 +67,10 @@ def build(out: Path = OUT, root: Path = stage.ROOT) -> Path:
     return out / "html" / "index.html"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m book.build",
+                                     description=(__doc__ or "").splitlines()[0])
+    parser.parse_args(arguments)
     start = time.monotonic()
     try:
         first = build()

@@ -47,7 +47,7 @@ def test_the_old_book_stays_where_the_new_one_fails(monkeypatch, tmp_path, capsy
 
     monkeypatch.setattr(build.stage, "collect", fail)
     monkeypatch.setattr(build, "OUT", tmp_path)
-    assert build.main() == 1
+    assert build.main([]) == 1
     assert capsys.readouterr().err == "Something is missing.\n"
     assert old.read_text() == "old"
 
