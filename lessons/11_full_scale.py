@@ -324,8 +324,8 @@ print(f"{exact / 1e9:8,.0f} GB of latents\n{paged / 1e9:8,.0f} GB in pages"
 # %% [markdown]
 # Pages cost next to nothing. Sharing out heads costs a copy for each GPU,
 # so the memory that was bought with more GPUs is filled with the same
-# latents again. Servers for models with MLA therefore divide attention by
-# conversations: each GPU has all heads, for conversations of its own.
+# latents again. The other way is to divide attention by conversations:
+# each GPU has all heads, for conversations of its own.
 #
 # How fast? A step of decoding makes one token for each of $b$ sequences.
 # What it must read sets a limit that no engine can beat:
