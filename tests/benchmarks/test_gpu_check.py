@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -37,7 +38,6 @@ def test_every_section_holds_on_the_cpu_and_the_record_becomes_a_table(
     at_home, monkeypatch, capsys
 ):
     monkeypatch.setattr(training, "STEPS", 3)
-    monkeypatch.setattr(training, "RUNS", 2)
     monkeypatch.setattr(greedy, "SEEDS", 1)
     monkeypatch.setattr(choices, "TOKENS", 64)
     monkeypatch.setattr(steps, "SHAPES", ((8, 24), (3, 24, 8)))
@@ -240,7 +240,6 @@ def test_a_token_that_was_not_the_best_is_found(monkeypatch):
 
 def test_the_band_is_there_before_the_curve_and_a_wrong_step_leaves_it(monkeypatch):
     monkeypatch.setattr(training, "STEPS", 4)
-    monkeypatch.setattr(training, "RUNS", 2)
     run = training.run("s", [], "cpu", "tiny")
     band = next(run)
     assert band.state == "open" and "device" not in band.series
@@ -250,6 +249,31 @@ def test_the_band_is_there_before_the_curve_and_a_wrong_step_leaves_it(monkeypat
     monkeypatch.setattr(pytorch.MuonClip, "__init__", no_decay(pytorch.MuonClip.__init__))
     found = {check.precision: check.state for check in run}
     assert found["float32"] == "broken"
+
+
+def test_the_band_is_a_multiple_of_the_moved_runs_spread_that_never_narrows(monkeypatch):
+    def losses(cfg, batches, size, seed):
+        return [5 + 0.1 * (-1) ** seed, 5 + 0.3 * (seed == 8), 5.0], 0
+
+    monkeypatch.setattr(training, "reference_losses", losses)
+    found = training.band(TINY, [], [5.0, 5.0, 5.0], 0.01)
+    assert found == pytest.approx(7.12 * np.array([0.1, 0.3 / 8**0.5, 0.3 / 8**0.5]))
+
+
+def test_beyond_the_width_student_has_one_part_in_ten_thousand():
+    """Its integral in closed form, for an even number of runs: Abramowitz and Stegun, 26.7.4."""
+    angle = math.atan(training.WIDTH / math.sqrt(training.RUNS))
+    terms = [math.comb(2 * k, k) * (math.cos(angle) / 2) ** (2 * k)
+             for k in range(training.RUNS // 2)]  # fmt: skip
+    assert training.RUNS % 2 == 0
+    assert 1 - math.sin(angle) * sum(terms) == pytest.approx(1e-4, rel=0.01)
+
+
+def test_the_batches_change_with_no_edit_of_the_code():
+    """While they were windows of the package's source, a comment could break the check."""
+    (tokens, targets), *_ = training.drawn(np.random.default_rng(0))
+    assert zlib.crc32(np.ascontiguousarray(tokens).astype("<i8")) == 3300512233
+    assert (tokens[:, 1:] == targets[:, :-1]).all()
 
 
 def no_decay(init):
