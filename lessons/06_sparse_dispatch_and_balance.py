@@ -475,12 +475,15 @@ plots.timings(taken, against="loop over experts")
 # matrices, and there the library's loops, tuned by hand for this
 # processor, are ahead of ours.
 #
-# So the engine takes from both: the library for the two products, which
-# in real models are large, and Numba for what is between and after them
-# (`swiglu` and `combine` in `reference.kernels`). Where it has several
-# threads, each takes whole experts, the busiest first. On a GPU the
-# same idea is one kernel (`torch.nn.functional.grouped_mm`) that gets the
-# sorted rows and the offsets.
+# So the engine takes from both: one compiled call for the whole layer, and
+# in it a product that is tuned as a library's is, for the case at hand
+# (`experts` in `reference.kernels_experts`, `reference.gemm`). A library
+# copies the large matrix into an order that it likes. Ours copies an
+# expert's few rows, and reads each of its large matrices once, where it
+# lies. Where the engine has several threads, each takes whole experts, the
+# busiest first. On a GPU the same idea is one kernel
+# (`torch.nn.functional.grouped_mm`) that gets the sorted rows and the
+# offsets.
 
 # %% [markdown]
 # ## 7. The busiest expert sets the pace

@@ -34,26 +34,6 @@ def rms_norm_backward(dy, x, weight, scale, dx, parts):
 
 
 @kernel
-def causal_softmax_backward(chances, d, start, scale):
-    """In place: d, a gradient of chances = softmax(scale x scores), becomes that of the scores.
-
-    Both (heads, queries, keys); query j sees keys 0 to start + j, the others' gradient becomes 0.
-    dscores = scale chances (d - Σ chances d).
-    """
-    heads, queries, keys = d.shape
-    for r in prange(heads * queries):
-        p, row = chances[r // queries, r % queries], d[r // queries, r % queries]
-        visible = start + r % queries + 1
-        mean = row.dtype.type(0)
-        for s in range(visible):
-            mean += p[s] * row[s]
-        for s in range(visible):
-            row[s] = scale * p[s] * (row[s] - mean)
-        for s in range(visible, keys):
-            row[s] = row.dtype.type(0)
-
-
-@kernel
 def swiglu_backward(dy, gate_up, d):
     """d (rows, 2I), the gradient of gate_up, from dy (rows, I), that of y = silu(gate) x up.
 

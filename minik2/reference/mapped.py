@@ -60,7 +60,8 @@ class MappedModel(Model):
         y = _ffn(rows, weights["shared_experts"])
         token, position, offsets = moe.dispatch(indices, self.cfg.n_routed_experts)
         out = np.empty((len(token), rows.shape[1]), x.dtype)
-        for e, own in moe.busy_experts(offsets):
+        for e in moe.busy_experts(offsets):
+            own = slice(*offsets[e : e + 2])
             out[own] = _ffn(rows[token[own]], weights, f"experts.{e}.")
         kernels.combine(out, position, shares, y)
         return y.reshape(x.shape), {"router": saved}

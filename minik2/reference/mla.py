@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import attention, norm, parallel, rope
+from minik2.reference import attention, norm, products, rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # One sequence among new tokens: its row of the batch, its tokens, their positions.
@@ -34,7 +34,7 @@ def forward(
     k, v = _expand(latent, k_rope, weights["kv_b_proj.weight"], cfg)
     context, saved["attention"] = attention.forward(q, k, v, rope.softmax_scale(cfg))
     context = context.reshape(batch, tokens, -1)
-    y = parallel.product(context, weights["o_proj.weight"])
+    y = products.product(context, weights["o_proj.weight"])
     saved |= {"x": x, "latent": latent, "k_rope": k_rope, "context": context,
               "weights": weights, "cfg": cfg, "cos": cos, "sin": sin}  # fmt: skip
     return y, saved
@@ -67,7 +67,7 @@ def cached(
             k, v = _expand(held[None, :, : cfg.kv_lora_rank], held[None, :, cfg.kv_lora_rank :],
                            up, cfg)  # fmt: skip
             context[own] = attention.forward(q[None, own], k, v, scale)[0][0]
-    return parallel.product(context.reshape(len(x), -1), weights["o_proj.weight"])
+    return products.product(context.reshape(len(x), -1), weights["o_proj.weight"])
 
 
 def _project(
@@ -79,17 +79,17 @@ def _project(
     saved: dict[str, Any] = {}
 
     if cfg.q_lora_rank is None:
-        q = parallel.product(x, weights["q_proj.weight"])
+        q = products.product(x, weights["q_proj.weight"])
     else:
-        q_latent = parallel.product(x, weights["q_a_proj.weight"])
+        q_latent = products.product(x, weights["q_a_proj.weight"])
         q_latent, saved["q_a_layernorm"] = norm.forward(
             q_latent, weights["q_a_layernorm.weight"], eps
         )
-        q = parallel.product(q_latent, weights["q_b_proj.weight"])
+        q = products.product(q_latent, weights["q_b_proj.weight"])
         saved["q_latent"] = q_latent
     q = q.reshape(batch, tokens, cfg.num_attention_heads, cfg.qk_head_dim)
 
-    compressed = parallel.product(x, weights["kv_a_proj_with_mqa.weight"])
+    compressed = products.product(x, weights["kv_a_proj_with_mqa.weight"])
     latent, k_rope = compressed[..., : cfg.kv_lora_rank], compressed[..., cfg.kv_lora_rank :]
     latent, saved["kv_a_layernorm"] = norm.forward(latent, weights["kv_a_layernorm.weight"], eps)
 
@@ -101,7 +101,7 @@ def _project(
 def _expand(latent: Array, k_rope: Array, up: Array, cfg: ModelConfig) -> tuple[Array, Array]:
     """Every head's keys (B, S, H, N + R) and values (B, S, H, V) from latents and rotary keys."""
     heads, nope = cfg.num_attention_heads, cfg.qk_nope_head_dim
-    kv = parallel.product(latent, up).reshape(*latent.shape[:2], heads, -1)
+    kv = products.product(latent, up).reshape(*latent.shape[:2], heads, -1)
     k = np.empty((*kv.shape[:3], cfg.qk_head_dim), kv.dtype)
     k[..., :nope], k[..., nope:] = kv[..., :nope], k_rope[:, :, None]
     return k, kv[..., nope:]
@@ -121,7 +121,7 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]
 
     def back(name: str, dy: Array, x: Array) -> Array:
         weight = f"{name}.weight"
-        dx, grads[weight] = parallel.product_backward(dy, x, weights[weight])
+        dx, grads[weight] = products.product_backward(dy, x, weights[weight])
         return dx
 
     def back_norm(name: str, dy: Array) -> Array:

@@ -27,7 +27,7 @@ from minik2.reference import (
     mla,
     moe,
     norm,
-    parallel,
+    products,
     rope,
 )
 from minik2.reference.cache import Cache
@@ -141,7 +141,7 @@ class Model:
         x, final = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
         if saved is not None:
             saved.append({"norm": final, "head": x, "embedding": embedded})
-        return parallel.product(x, self.head)
+        return products.product(x, self.head)
 
     def _extend(self, tokens: Array, cache: Cache, counts: Array | None) -> Array:
         """The model over a cache: the new tokens of all sequences one after the other.
@@ -173,7 +173,7 @@ class Model:
 
             x, _ = self._layer(x, weights, attend)
         x, _ = norm.forward(x, self.weights["model.norm.weight"], cfg.rms_norm_eps)
-        logits[taken] = parallel.product(x, self.head)
+        logits[taken] = products.product(x, self.head)
         # Last: until here the cache holds what it held, whatever went wrong.
         cache.lengths += counts
         return logits
@@ -220,7 +220,7 @@ class Model:
         dlogits = loss.backward(1.0, saved_loss)
 
         final = saved.pop()
-        dx, dhead = parallel.product_backward(dlogits, final["head"], self.head)
+        dx, dhead = products.product_backward(dlogits, final["head"], self.head)
         dx, norms = norm.backward(dx, final["norm"])
         grads = {"model.norm.weight": norms["weight"]}
         layers: list[dict[str, Any]] = []

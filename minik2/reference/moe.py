@@ -10,10 +10,11 @@ not kept: a token's row for each of its experts, and the experts' outputs.
 from collections.abc import Mapping
 from typing import Any
 
+import numba
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import ffn, kernels, kernels_backward, parallel, router
+from minik2.reference import ffn, kernels, kernels_experts, router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -82,18 +83,12 @@ def add_experts(
     """
     token, position, offsets = dispatch(indices, len(gate_up_proj))
     out = np.empty((len(token), x.shape[1]), x.dtype)
+    gate_up = np.empty(len(token) * gate_up_proj.shape[1], x.dtype)
     busy = busy_experts(offsets)
-
-    def expert(work: tuple[int, slice]) -> Array:
-        e, own = work
-        gate_up = gate_up_proj[e] @ x[token[own]].T
-        hidden = np.empty((len(gate_up) // 2, gate_up.shape[1]), x.dtype)
-        # To the kernel one long row: gates are its first half.
-        kernels.swiglu(gate_up.reshape(1, -1), hidden.reshape(1, -1))
-        out[own] = (down_proj[e] @ hidden).T
-        return gate_up
-
-    gate_up = parallel.each(expert, busy)
+    kernels_experts.experts(
+        x, token, busy, offsets, gate_up_proj, down_proj, gate_up, out,
+        numba.get_num_threads(), np.zeros(1, np.int64),
+    )  # fmt: skip
     kernels.combine(out, position, weights, y)
     return {"x": x, "weights": weights, "gate_up_proj": gate_up_proj, "down_proj": down_proj,
             "gate_up": gate_up, "busy": busy, "offsets": offsets, "token": token,
@@ -114,34 +109,21 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
     dgate_up_proj = np.zeros(gate_up_proj.shape, dy.dtype)
     ddown_proj = np.zeros(down_proj.shape, dy.dtype)
     drows = np.empty((len(token), dy.shape[1]), dy.dtype)
-
-    def expert(work: tuple[tuple[int, slice], Array]) -> None:
-        (e, own), gate_up = work
-        dout, w = dy[token[own]], weights[own]
-        dhidden = down_proj[e].T @ dout.T
-        hidden, dgate_up = np.empty_like(dhidden), np.empty_like(gate_up)
-        long, dlong = gate_up.reshape(1, -1), dgate_up.reshape(1, -1)
-        kernels.swiglu(long, hidden.reshape(1, -1))
-        np.einsum("ip,ip->p", dhidden, hidden, out=dweights[own])
-        dhidden *= w
-        hidden *= w
-        np.matmul(dout.T, hidden.T, out=ddown_proj[e])
-        kernels_backward.swiglu_backward(dhidden.reshape(1, -1), long, dlong)
-        np.matmul(dgate_up, x[token[own]], out=dgate_up_proj[e])
-        np.matmul(dgate_up.T, gate_up_proj[e], out=drows[own])
-
-    parallel.each(expert, zip(saved["busy"], saved["gate_up"], strict=True))
+    kernels_experts.experts_backward(
+        dy, x, weights, token, saved["busy"], saved["offsets"], gate_up_proj, down_proj,
+        saved["gate_up"], dweights, dgate_up_proj, ddown_proj, drows,
+        numba.get_num_threads(), np.zeros(1, np.int64),
+    )  # fmt: skip
     dx = np.zeros_like(dy)
     kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
     grads = {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
     return dx, dweights[position], grads
 
 
-def busy_experts(offsets: Array) -> list[tuple[int, slice]]:
-    """The experts that have tokens, each with its own rows.
+def busy_experts(offsets: Array) -> Array:
+    """The numbers of the experts that have tokens.
 
     The busiest first: taken up last, it would keep the others waiting at the end.
     """
     counts = np.diff(offsets)
-    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    return [(int(e), slice(offsets[e], offsets[e + 1])) for e in order]
+    return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]

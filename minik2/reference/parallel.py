@@ -1,10 +1,8 @@
-"""Independent pieces of work side by side, each on one thread from its beginning to its end.
+"""NumPy's work in independent pieces side by side, each on one thread from beginning to end.
 
 Unusual here: Python's threads, not the libraries'. Cut in two, a small product leaves both halves
 waiting for each other at its end, a hundred times a layer, and for a whole time slice where
-another program has one of the cores. Two products side by side do not meet. And since BLAS's own
-threads spin for a while after each product that they shared, they are not to be used in between:
-large products go through here as well, cut by rows.
+another program has one of the cores. Two products side by side do not meet.
 """
 
 import functools
@@ -15,19 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numba
-import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from minik2.reference.stored import Matrix
-
-Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 
 # How many threads BLAS uses is one number for the whole process: whoever changes it puts it back
 # before the next one looks.
 _LOCK = threading.Lock()
-# Fewer rows than this are not worth handing over.
-_FEW = 32
 
 
 def each(work: Callable[[Item], Any], items: Iterable[Item]) -> list[Any]:
@@ -74,28 +66,11 @@ def _share(work: Callable[[Item], Any], todo: list[Item], threads: int) -> list[
     return results
 
 
-def each_rows(work: Callable[[slice], Any], count: int, few: int = _FEW) -> None:
-    """work(own) for slices that together are rows 0 to count, one slice a thread, none of less
-    than `few` rows."""
-    pieces = max(1, min(thread_count(), count // few))
+def each_rows(work: Callable[[slice], Any], count: int) -> None:
+    """work(own) for slices that together are rows 0 to count, one slice a thread."""
+    pieces = max(1, min(thread_count(), count))
     ends = [count * n // pieces for n in range(pieces + 1)]
     each(work, [slice(a, b) for a, b in itertools.pairwise(ends)])
-
-
-def product(x: Array, weight: Array | Matrix) -> Array:
-    """x weightᵀ: x (..., in), weight (out, in), an array or in its file -> (..., out)."""
-    if isinstance(weight, Matrix):
-        return weight.product(x)
-    rows = x.reshape(-1, x.shape[-1])
-    y = np.empty((len(rows), len(weight)), np.result_type(x, weight))
-    each_rows(lambda own: np.matmul(rows[own], weight.T, out=y[own]), len(rows))
-    return y.reshape(*x.shape[:-1], len(weight))
-
-
-def product_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
-    """Gradients of `product`'s x and weight: dy weight, and dyᵀ x over all rows."""
-    rows, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    return product(dy, weight.T), product(rows.T, inputs.T)
 
 
 def thread_count() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import kernels, parallel
+from minik2.reference import kernels, products
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +27,7 @@ def forward(
     Source: arXiv 2412.19437 eq. 12-16; grouping as in DeepSeek-V3's inference/model.py.
     """
     exact = np.promote_types(x.dtype, np.float32)
-    logits = parallel.product(x.astype(exact, copy=False), weight.astype(exact, copy=False))
+    logits = products.product(x.astype(exact, copy=False), weight.astype(exact, copy=False))
     indices, weights, scores = choose(logits, bias, cfg)
     weights = weights.astype(x.dtype, copy=False)
     saved = {"x": x, "scores": scores, "indices": indices, "weights": weights,
@@ -78,7 +78,7 @@ def backward(
         dlogits = d * scores * (1 - scores)
     else:
         dlogits = scores * (d - (d * scores).sum(axis=1, keepdims=True))
-    dx, dweight = parallel.product_backward(
+    dx, dweight = products.product_backward(
         dlogits, x.astype(exact, copy=False), weight.astype(exact, copy=False)
     )
     return dx.astype(x.dtype, copy=False), {"weight": dweight.astype(weight.dtype, copy=False)}

@@ -153,7 +153,7 @@ def test_nothing_is_kept_of_a_call_that_was_broken_off(monkeypatch):
     want, cache = model(TOKENS), model.new_cache(2, 12)
     model(TOKENS[:, :4], cache=cache)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reference.model.parallel, "product", _interrupted)
+        patch.setattr(reference.model.products, "product", _interrupted)
         model(TOKENS[:, ::-1][:, :8], cache=cache)
     assert cache.lengths.tolist() == [4, 4]
     assert relative_error(model(TOKENS[:, 4:], cache=cache), want[:, 4:]) < FLOAT64

@@ -9,8 +9,6 @@ import time
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
 from minik2.reference import parallel
@@ -98,21 +96,6 @@ def test_with_one_thread_the_caller_does_it_all():
     with ThreadpoolController().select(user_api="blas").limit(limits=1):
         names = parallel.each(lambda item: threading.current_thread(), range(3))
     assert names == [threading.current_thread()] * 3
-
-
-@given(rows=st.integers(1, 200), size=st.integers(1, 40), out=st.integers(1, 40),
-       seed=st.integers(0, 2**31))  # fmt: skip
-@settings(max_examples=40, deadline=None)
-def test_a_product_cut_by_rows_is_the_product(rows, size, out, seed):
-    rng = np.random.default_rng(seed)
-    x, weight = rng.normal(size=(2, rows, size)), rng.normal(size=(out, size))
-    for threads in (1, 2, 3):
-        with ThreadpoolController().select(user_api="blas").limit(limits=threads):
-            y = parallel.product(x, weight)
-        assert y.shape == (2, rows, out)
-        # Each number is a sum of `size` products, in whichever order BLAS takes them.
-        bound = 2 * size * np.finfo(np.float64).eps * (abs(x) @ abs(weight).T)
-        assert (abs(y - x @ weight.T) <= bound).all()
 
 
 def test_rows_are_shared_out_once_each(two_threads):
