@@ -23,7 +23,7 @@ WIDE_REGISTERS = (
     if _FEATURES is None
     else "+avx512f" in _FEATURES
 )
-ROWS = (0, 16, 12, 8, 6) if WIDE_REGISTERS else (0, 6, 3, 2, 1)
+ROWS = (0, 8, 8, 8, 6) if WIDE_REGISTERS else (0, 6, 3, 2, 1)
 # The widest tile that is used.
 WIDEST = 4 if WIDE_REGISTERS else 1
 
@@ -134,7 +134,15 @@ def turn(context, x, row, y, stride):
             start = builder.gep(start, [builder.mul(step, ir.Constant(step.type, number))])
             return builder.bitcast(start, vector.as_pointer())
 
-        rows = [builder.load(vector_at(x, row, r), align=size) for r in range(lanes)]
+        rows = []
+        for r in range(lanes):
+            start = vector_at(x, row, r)
+            rows.append(builder.load(start, align=size))
+            # The same rows are soon read a vector further on.
+            builder.call(_prefetch(builder.module), [
+                builder.bitcast(builder.gep(start, [ir.Constant(_INT, 1)]), _BYTES),
+                *(ir.Constant(_INT, n) for n in (0, 3, 1)),
+            ])  # fmt: skip
         distance = 1
         while distance < lanes:
             own = range(lanes)

@@ -78,6 +78,23 @@ def rotate_pairs(x, cos, sin, y, step, other):
                 y[t, h, step * i + other] = a * sin[t, i] + b * cos[t, i]
 
 
+@kernel
+def join_heads(content, shared, y):
+    """y[b, t, h] = the first numbers of content[b, t, h] and then shared[b, t], the same for all h.
+
+    content (B, T, H, at least N); shared (B, T, R); y (B, T, H, N + R).
+    """
+    batch, tokens, heads, width = y.shape
+    own = width - shared.shape[2]
+    for r in prange(batch * tokens):
+        b, t = r // tokens, r % tokens
+        for h in range(heads):
+            for i in range(own):
+                y[b, t, h, i] = content[b, t, h, i]
+            for i in range(own, width):
+                y[b, t, h, i] = shared[b, t, i - own]
+
+
 @njit(cache=True)
 def larger(a, b):
     # A comparison with NaN is false, so NaN is carried on purpose.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import attention, norm, products, rope
+from minik2.reference import attention, kernels, norm, products, rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # One sequence among new tokens: its row of the batch, its tokens, their positions.
@@ -93,7 +93,7 @@ def _project(
     latent, k_rope = compressed[..., : cfg.kv_lora_rank], compressed[..., cfg.kv_lora_rank :]
     latent, saved["kv_a_layernorm"] = norm.forward(latent, weights["kv_a_layernorm.weight"], eps)
 
-    q[..., nope:] = rope.rotate(q[..., nope:], cos, sin, cfg.rope_interleave)
+    rope.rotate(q[..., nope:], cos, sin, cfg.rope_interleave, out=q[..., nope:])
     k_rope = rope.rotate(k_rope[:, :, None], cos, sin, cfg.rope_interleave)[:, :, 0]
     return q, latent, k_rope, saved
 
@@ -103,7 +103,7 @@ def _expand(latent: Array, k_rope: Array, up: Array, cfg: ModelConfig) -> tuple[
     heads, nope = cfg.num_attention_heads, cfg.qk_nope_head_dim
     kv = products.product(latent, up).reshape(*latent.shape[:2], heads, -1)
     k = np.empty((*kv.shape[:3], cfg.qk_head_dim), kv.dtype)
-    k[..., :nope], k[..., nope:] = kv[..., :nope], k_rope[:, :, None]
+    kernels.join_heads(kv, k_rope, k)
     return k, kv[..., nope:]
 
 
@@ -140,7 +140,7 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]
     dcompressed = np.concatenate([dlatent, dk_rope[:, :, 0]], axis=-1)
     dx = back("kv_a_proj_with_mqa", dcompressed, x)
 
-    dq[..., nope:] = rope.backward(dq[..., nope:], *turn)
+    rope.backward(dq[..., nope:], *turn, out=dq[..., nope:])
     dq = dq.reshape(batch, tokens, -1)
     if cfg.q_lora_rank is None:
         dx += back("q_proj", dq, x)

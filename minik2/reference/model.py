@@ -184,12 +184,13 @@ class Model:
         """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
         saved, eps = {}, self.cfg.rms_norm_eps
         y, saved["input_layernorm"] = norm.forward(x, weights["input_layernorm.weight"], eps)
-        y, saved["self_attn"] = attend(y, weights["self_attn"])
-        x = x + y
+        after, saved["self_attn"] = attend(y, weights["self_attn"])
+        after += x
         gain = weights["post_attention_layernorm.weight"]
-        y, saved["post_attention_layernorm"] = norm.forward(x, gain, eps)
+        y, saved["post_attention_layernorm"] = norm.forward(after, gain, eps)
         y, saved["mlp"] = self._mlp(y, weights["mlp"])
-        return x + y, saved
+        y += after
+        return y, saved
 
     def _mlp(self, x: Array, weights: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         if "gate.weight" in weights:

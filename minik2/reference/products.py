@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange, types
 
 from minik2.reference.gemm import compiled, gemm
-from minik2.reference.instructions import VECTOR
+from minik2.reference.instructions import VECTOR, WIDEST
 from minik2.reference.stored import Matrix
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,7 +41,8 @@ def multiply(a: Array, b: Array, c: Array) -> None:
     if _copied(b.T, a.T, c.T) < _copied(a, b, c):
         a, b, c = b.T, a.T, c.T
     threads, vectors = numba.get_num_threads(), -(-b.shape[1] * b.itemsize // VECTOR)
-    wide = min(threads, vectors)
+    # A piece of less than a panel is slow; rows are cut where there are too few columns.
+    wide = max(1, min(threads, vectors // WIDEST))
     _kernel()(a, b, c, threads // wide, wide)
 
 

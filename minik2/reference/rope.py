@@ -78,26 +78,31 @@ def table(cfg: ModelConfig, positions: Array, dtype: Any) -> tuple[Array, Array]
     return (np.cos(angles) * gain).astype(dtype), (np.sin(angles) * gain).astype(dtype)
 
 
-def rotate(x: Array, cos: Array, sin: Array, interleave: bool = True) -> Array:
+def rotate(
+    x: Array, cos: Array, sin: Array, interleave: bool = True, out: Array | None = None
+) -> Array:
     """Turn every pair of x by its token's angle: (a, b) -> (a cos - b sin, a sin + b cos).
 
     x: (..., T, heads, R); cos, sin: (T, R/2), or with x's leading axes before T. Pairs are
-    neighbours, or the two halves of the vector when `interleave` is false.
+    neighbours, or the two halves of the vector when `interleave` is false. out: where the result
+    goes, x itself if need be; a new array where none is given.
     Source: arXiv 2104.09864 eq. 34.
     """
     *lead, tokens, heads, size = x.shape
-    y = np.empty(x.shape, x.dtype)
+    y = np.empty(x.shape, x.dtype) if out is None else out
     cos = np.broadcast_to(cos, (*lead, tokens, size // 2)).reshape(-1, size // 2)
     sin = np.broadcast_to(sin, (*lead, tokens, size // 2)).reshape(-1, size // 2)
     step, other = (2, 1) if interleave else (1, size // 2)
-    flat = x.reshape(-1, heads, size)
-    kernels.rotate_pairs(flat, cos, sin, y.reshape(-1, heads, size), step, other)
+    flat = (-1, heads, size)
+    kernels.rotate_pairs(x.reshape(flat), cos, sin, y.reshape(flat, copy=False), step, other)
     return y
 
 
-def backward(dy: Array, cos: Array, sin: Array, interleave: bool = True) -> Array:
+def backward(
+    dy: Array, cos: Array, sin: Array, interleave: bool = True, out: Array | None = None
+) -> Array:
     """The gradient of `rotate`'s x: the same pairs turned back, and stretched by the same gain."""
-    return rotate(dy, cos, -sin, interleave)
+    return rotate(dy, cos, -sin, interleave, out)
 
 
 def to_halves(size: int) -> Array:

@@ -65,6 +65,10 @@ def test_turning_back_undoes_the_turn_and_layouts_are_one_permutation(cfg, shape
     cos, sin = rope.table(cfg.replace(rope_scaling=None), np.arange(shape[1]), np.float64)
     y = rope.rotate(x, cos, sin)
     assert relative_error(rope.rotate(y, cos, -sin), x) < FLOAT64
+    # In place, in a part of a larger array, nothing else of which is touched.
+    wide = np.concatenate([x, x], -1)
+    rope.rotate(wide[..., x.shape[-1] :], cos, sin, out=wide[..., x.shape[-1] :])
+    assert (wide == np.concatenate([x, y], -1)).all()
     p = rope.to_halves(size)
     assert relative_error(rope.rotate(x[..., p], cos, sin, interleave=False), y[..., p]) < FLOAT64
 
