@@ -34,6 +34,25 @@ def rms_norm_backward(dy, x, weight, scale, dx, parts):
 
 
 @kernel
+def part_heads(dk, dv, dkv, dshared):
+    """What `kernels.join_heads` joined, taken apart: dkv (B, T, H, N + V) = the first N numbers of
+    dk (B, T, H, N + R) and then dv (B, T, H, V); dshared (B, T, R) = the sum of dk's others."""
+    batch, tokens, heads, width = dk.shape
+    own = width - dshared.shape[2]
+    for r in prange(batch * tokens):
+        b, t = r // tokens, r % tokens
+        for i in range(width - own):
+            dshared[b, t, i] = 0
+        for h in range(heads):
+            for i in range(own):
+                dkv[b, t, h, i] = dk[b, t, h, i]
+            for i in range(dv.shape[3]):
+                dkv[b, t, h, own + i] = dv[b, t, h, i]
+            for i in range(width - own):
+                dshared[b, t, i] += dk[b, t, h, own + i]
+
+
+@kernel
 def swiglu_backward(dy, gate_up, d):
     """d (rows, 2I), the gradient of gate_up, from dy (rows, I), that of y = silu(gate) x up.
 

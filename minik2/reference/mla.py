@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minik2.config import ModelConfig
-from minik2.reference import attention, kernels, norm, products, rope
+from minik2.reference import attention, kernels, kernels_backward, norm, products, rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # One sequence among new tokens: its row of the batch, its tokens, their positions.
@@ -134,9 +134,12 @@ def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, dict[str, Array]]
         dcontext.reshape(batch, tokens, heads, -1), saved["attention"]
     )
 
-    dkv = np.concatenate([dk[..., :nope], dv], axis=-1).reshape(batch, tokens, -1)
+    dkv = np.empty((batch, tokens, heads, nope + cfg.v_head_dim), dy.dtype)
+    dk_rope = np.empty((batch, tokens, 1, cfg.qk_rope_head_dim), dy.dtype)
+    kernels_backward.part_heads(dk, dv, dkv, dk_rope[:, :, 0])
+    dkv = dkv.reshape(batch, tokens, -1)
     dlatent = back_norm("kv_a_layernorm", back("kv_b_proj", dkv, saved["latent"]))
-    dk_rope = rope.backward(dk[..., nope:].sum(axis=2, keepdims=True), *turn)
+    rope.backward(dk_rope, *turn, out=dk_rope)
     dcompressed = np.concatenate([dlatent, dk_rope[:, :, 0]], axis=-1)
     dx = back("kv_a_proj_with_mqa", dcompressed, x)
 

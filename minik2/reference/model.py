@@ -265,7 +265,8 @@ class Model:
         dy, grads["self_attn"] = mla.backward(dx, saved["self_attn"])
         dy, norms = norm.backward(dy, saved["input_layernorm"])
         grads["input_layernorm.weight"] = norms["weight"]
-        return dx + dy, grads
+        dx += dy
+        return dx, grads
 
     def generate(
         self,

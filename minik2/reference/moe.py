@@ -49,11 +49,12 @@ def backward(
     dscores (tokens, E): what another loss says about the router's scores.
     """
     rows = np.ascontiguousarray(dy).reshape(-1, dy.shape[-1])
-    dx, dweights, stacks = experts_backward(rows, saved["experts"])
-    dx_router, gate = router.backward(dweights, saved["router"], dscores)
+    drows, dweights, stacks = experts_backward(rows, saved["experts"])
+    dx, gate = router.backward(dweights, saved["router"], dscores)
     dx_shared, shared = ffn.backward(rows, saved["shared_experts"])
-    dx += dx_router
     dx += dx_shared
+    position = saved["experts"]["position"]
+    kernels.combine(drows, position, np.ones_like(dweights), dx)
     grads = {"gate.weight": gate["weight"], "shared_experts": shared}
     grads |= {f"experts.{name}": stack for name, stack in stacks.items()}
     return dx.reshape(dy.shape), grads
@@ -96,7 +97,8 @@ def add_experts(
 
 
 def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, dict[str, Array]]:
-    """dx (tokens, D), dweights (tokens, K), and the gradients of the two stacks.
+    """drows, what each (token, choice) pair says of its token's row, sorted by expert, (tokens K,
+    D); dweights (tokens, K); and the gradients of the two stacks.
 
     dy: (tokens, D). A weight's gradient is dy · out = (dy down_proj) · hidden, so that the experts'
     outputs are not needed.
@@ -114,10 +116,8 @@ def experts_backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, di
         saved["gate_up"], dweights, dgate_up_proj, ddown_proj, drows,
         numba.get_num_threads(), np.zeros(1, np.int64),
     )  # fmt: skip
-    dx = np.zeros_like(dy)
-    kernels.combine(drows, position, np.ones_like(saved["weights"]), dx)
     grads = {"gate_up_proj": dgate_up_proj, "down_proj": ddown_proj}
-    return dx, dweights[position], grads
+    return drows, dweights[position], grads
 
 
 def busy_experts(offsets: Array) -> Array:

@@ -68,7 +68,8 @@ def test_turning_back_undoes_the_turn_and_layouts_are_one_permutation(cfg, shape
     # In place, in a part of a larger array, nothing else of which is touched.
     wide = np.concatenate([x, x], -1)
     rope.rotate(wide[..., x.shape[-1] :], cos, sin, out=wide[..., x.shape[-1] :])
-    assert (wide == np.concatenate([x, y], -1)).all()
+    assert (wide[..., : x.shape[-1]] == x).all()
+    assert relative_error(wide[..., x.shape[-1] :], y) < FLOAT64
     p = rope.to_halves(size)
     assert relative_error(rope.rotate(x[..., p], cos, sin, interleave=False), y[..., p]) < FLOAT64
 
