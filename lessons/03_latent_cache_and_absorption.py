@@ -652,7 +652,7 @@ plots.crossover(grid, {
 # Operations alone would change sides earlier than the clock does on most
 # machines: what is expanded must be written to memory and read again, and
 # that takes time that no count of operations sees. The engine asks
-# `minik2.cost` before every call, which counts a byte as much as a hundred
+# `minik2.cost` before every call, which counts a byte as much as twenty
 # operations: it absorbs when it writes, and expands when it reads a long
 # text.
 

@@ -15,6 +15,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Numbers of one block's scores: 4 MB in float32, which a cache can hold.
 SCORES = 2**20
+# Fewer pairs of tokens than this are done before another thread has woken up.
+ALONE = 2**13
 
 
 def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, dict[str, Any]]:
@@ -63,7 +65,10 @@ def absorbed(q: Array, rows: Array, up: Array, y: Array, scale: float) -> None:
             context = context.reshape(*part.shape[:2], latents)
             y[start:stop, own] = (context @ w_uv[own].transpose(0, 2, 1)).transpose(1, 0, 2)
 
-    parallel.each_rows(some, heads)
+    if tokens * len(rows) < ALONE:
+        parallel.each(some, [slice(heads)])
+    else:
+        parallel.each_rows(some, heads)
 
 
 def backward(dy: Array, saved: dict[str, Any]) -> tuple[Array, Array, Array]:
