@@ -2,6 +2,7 @@
 
     python3 -m benchmarks.gpu_training                 print it
     python3 -m benchmarks.gpu_training --record        and write results/gpu_training.json
+                                                   and figures/gpu_training.png
 
 Moonlight's first 7 layers of 27: one dense, six with 64 experts; 4.3 billion parameters. A step is
 `--accumulate` batches of `--windows` windows. Compute is bfloat16; weights, their gradients, the
@@ -21,6 +22,7 @@ import torch
 
 from benchmarks import gpu_clock, gpu_models, records
 from minik2 import ModelConfig, pytorch, sizing
+from minik2.plots import gpu as picture
 
 LAYERS, WINDOW, ROUNDS = 7, 4096, 5
 PROMISED = {"utilisation with adamw": 0.35, "times transformers": 4.0}
@@ -119,7 +121,7 @@ def profile(side: Any, tokens: torch.Tensor) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write the results file")
+    parser.add_argument("--record", action="store_true", help="write results and figure")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--windows", type=int, default=4, help="windows of a batch")
     parser.add_argument("--accumulate", type=int, default=16, help="batches of a step")
@@ -160,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"    {kind:32} {spent:8.1f} ms")
         if asked.record:
             records.write_json(records.RESULTS / "gpu_training.json", record)
+            if "profile_milliseconds" in record:
+                picture.training(record).write(records.ROOT / "figures" / "gpu_training.png")
         del side
         torch.cuda.empty_cache()
     return 0 if asked.alone else judge(record)

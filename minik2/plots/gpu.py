@@ -1,6 +1,6 @@
-"""The engine's GPU kernels beside the library's way: how much of the limit each one reaches.
+"""What the GPU benchmarks found: kernels beside the library's way, and where a step's time goes.
 
-Unusual here: drawn from the benchmark's record alone, the title too.
+Unusual here: drawn from a benchmark's record alone, the title too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,32 @@ def kernels(record: Mapping[str, Any]) -> Picture:
     axes.set(xlim=(0, 1.25), xlabel="share of the limit: bytes at the rate of a copy, or operations"
              " at that of a large product")  # fmt: skip
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    return figure
+
+
+@styled
+def training(record: Mapping[str, Any]) -> Picture:
+    """The record of `benchmarks.gpu_training`: the milliseconds of a batch and an update, by kind.
+
+    The dashed line is what the model's operations alone would take at the rate of a large product.
+    """
+    spent = sorted(record["profile_milliseconds"].items(), key=lambda kind: -kind[1])
+    total = sum(time for _, time in spent)
+    least = 1e3 * record["flops_a_batch"] / record["bfloat16_flops_a_second"]
+    products = sum(time for kind, time in spent if kind.endswith("products"))
+    figure, axes = picture(
+        f"{record['device']}: a batch and MuonClip's update take {_time(total)}, products "
+        f"{products / total:.0%} of it", 10.5, 0.36 * len(spent) + 1.3)  # fmt: skip
+    widest = max(least, spent[0][1])
+    for row, (kind, time) in enumerate(spent):
+        axes.barh(row, time, 0.7, color=LATENT if kind.endswith("products") else SECOND)
+        axes.text(time + 0.01 * widest, row, f"{_time(time)}, {time / total:.0%}", va="center",
+                  fontsize=8, color=INK)  # fmt: skip
+    axes.axvline(least, color=SOFT, linewidth=1.2, dashes=(5, 3))
+    axes.set_yticks(range(len(spent)), [kind for kind, _ in spent])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.2 * widest), xlabel="milliseconds of the device; dashed: the model's "
+             f"operations at the rate of a large product, {_time(least)}")  # fmt: skip
     return figure
 
 
