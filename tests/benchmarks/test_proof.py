@@ -65,7 +65,8 @@ WRONG = {
     "pairs turn backwards": (
         "rotation", reference.rope, "rotate", lambda x, cos, sin, i=True: ROTATE(x, cos, -sin, i)),
     "pairs are two halves": (
-        "MLA", reference.rope, "rotate", lambda x, cos, sin, i=True: ROTATE(x, cos, sin, False)),
+        "MLA", reference.rope, "rotate",
+        lambda x, cos, sin, i=True, out=None: ROTATE(x, cos, sin, False, out)),
     "the softmax scale is off by a part in ten thousand": (
         "MLA", pytorch.rope, "softmax_scale", lambda cfg: 1.0001 * SCALE(cfg)),
     "the first choice counts twice": (
