@@ -5,11 +5,21 @@ one, so that threads which other programs hold up do not keep the rest waiting.
 """
 
 import numpy as np
-from numba import prange
+from numba import njit, prange
 
 from minik2.reference.gemm import gemm
 from minik2.reference.instructions import take
 from minik2.reference.kernels import _exp, kernel
+
+
+@njit(error_model="numpy")
+def _gathered(x, token):
+    """x[token], as loops that need no interpreter."""
+    rows = np.empty((len(token), x.shape[1]), x.dtype)
+    for r in range(len(token)):
+        for i in range(x.shape[1]):
+            rows[r, i] = x[token[r], i]
+    return rows
 
 
 @kernel
@@ -27,10 +37,7 @@ def experts(x, token, busy, offsets, gate_up_proj, down_proj, gate_up, out, thre
             e = busy[n]
             start, stop = offsets[e], offsets[e + 1]
             count = stop - start
-            rows = np.empty((count, x.shape[1]), x.dtype)
-            for r in range(count):
-                for i in range(x.shape[1]):
-                    rows[r, i] = x[token[start + r], i]
+            rows = _gathered(x, token[start:stop])
             gates = gate_up[double * start : double * stop].reshape(double, count)
             gemm(gate_up_proj[e], rows.T, gates)
             hidden = np.empty((width, count), x.dtype)
@@ -60,11 +67,7 @@ def experts_backward(
             e = busy[n]
             start, stop = offsets[e], offsets[e + 1]
             count = stop - start
-            rows = np.empty((count, x.shape[1]), x.dtype)
-            dout = np.empty_like(rows)
-            for r in range(count):
-                for i in range(x.shape[1]):
-                    rows[r, i], dout[r, i] = x[token[start + r], i], dy[token[start + r], i]
+            rows, dout = _gathered(x, token[start:stop]), _gathered(dy, token[start:stop])
             gates = gate_up[double * start : double * stop].reshape(double, count)
             hidden, dgates = np.empty((width, count), x.dtype), np.empty_like(gates)
             dhidden = np.empty_like(hidden)

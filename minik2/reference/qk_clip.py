@@ -29,7 +29,7 @@ def max_logits(q: Array, k: Array, scale: float) -> Array:
     batch, tokens, heads, _ = q.shape
     top = np.full(heads, -np.inf, q.dtype)
     queries, keys = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
-    # The blocks of attention.forward: no T x T matrix is ever held.
+    # In blocks of queries: no T x T matrix is ever held.
     block = min(128, max(16, SCORES // (batch * heads * tokens)))
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
