@@ -166,7 +166,8 @@ def explain(errors, command):
 def pip_install(venv, extras, pip_args, command):
     requirement = ".[%s]" % ",".join(extras) if extras else "."
     line = [python_of(venv), "-m", "pip", "install", "-e", requirement, "-c", "requirements.lock"]
-    line += pip_args
+    # Ten thousand files that nobody imports need no bytecode.
+    line += ["--no-compile"] + pip_args
     say("pip install -e '%s' -c requirements.lock %s" % (requirement, " ".join(pip_args)))
     # Standard output stays pip's own, so that its progress bars show; errors pass through here.
     pip = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True)
@@ -181,6 +182,15 @@ def pip_install(venv, extras, pip_args, command):
         raise
     if status != 0:
         raise Sentence(explain("".join(errors), command))
+
+
+# --- the reference's loops ----------------------------------------------------------------------
+
+def compile_loops(venv):
+    """Have Numba compile them now, which it would else do while somebody waits for a cell."""
+    say("compiling the reference's loops, once on this machine (a minute)")
+    if subprocess.call([python_of(venv), "-m", "minik2.reference.prepare"], cwd=ROOT) != 0:
+        say("that failed, see above; each is compiled when it is first used instead")
 
 
 # --- the stamp ----------------------------------------------------------------------------------
@@ -227,6 +237,7 @@ def set_up(extras, pip_args, venv=None, command="make"):
     make_venv(venv)
     repair(venv)
     pip_install(venv, wanted, pip_args, command)
+    compile_loops(venv)
     write_atomically(os.path.join(venv, "share/jupyter/lab/settings/overrides.json"), LAB_SETTINGS)
     write_atomically(os.path.join(venv, "minik2-stamp.json"),
                      {"key": key, "extras": wanted, "pip_args": pip_args})

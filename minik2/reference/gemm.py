@@ -8,6 +8,7 @@ caches of callers do not notice changes made here or in instructions.py: delete
 minik2/reference/__pycache__ after one.)
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,19 +21,37 @@ from minik2.reference.instructions import ROWS, VECTOR, WIDEST, address, make_ti
 MARGIN = max(ROWS)
 
 
-def compiled(signature: Callable[[Any, Any, Any], Any], parallel: bool = False) -> Any:
-    """Compiled for both dtypes, and once for matrices of any strides, not for each way they lie.
+def compiled(signature: Callable[[Any, Any, Any], Any], **options: Any) -> Any:
+    """Compiled for both dtypes, and once for arrays of any strides, not for each way they lie.
 
     signature(read, written, line): of a matrix that may be read-only, as in a checkpoint's files,
-    of one that is written, and of a row of numbers.
+    of one that is written, and of a row of numbers; options are njit's. With parallel=True each is
+    compiled when it is first called, not before: that brings Numba's threads to life, and a process
+    that has them cannot fork.
     """
-    kinds = [
-        (types.Array(number, 2, "A", readonly=True), types.Array(number, 2, "A"),
-         types.Array(number, 1, "C"))
+    kinds = {
+        number: signature(types.Array(number, 2, "A", readonly=True), types.Array(number, 2, "A"),
+                          types.Array(number, 1, "C"))
         for number in (types.float32, types.float64)
-    ]  # fmt: skip
-    return njit([signature(*kind) for kind in kinds], parallel=parallel, cache=True, nogil=True,
-                error_model="numpy")  # fmt: skip
+    }  # fmt: skip
+    compiler = functools.partial(njit, cache=True, nogil=True, error_model="numpy", **options)
+    if options.get("parallel"):
+        return functools.partial(_Later, kinds, compiler)
+    return compiler(list(kinds.values()))
+
+
+class _Later:
+    """A function that is compiled for a dtype when it is first called with an array of it."""
+
+    def __init__(self, kinds: Any, compiler: Any, function: Callable[..., None]) -> None:
+        self.kinds, self.compiler, self.function = kinds, compiler, function
+        self.kernels: dict[Any, Callable[..., None]] = {}
+
+    def __call__(self, first: Any, *others: Any) -> None:
+        number = types.float64 if first.dtype == np.float64 else types.float32
+        if number not in self.kernels:
+            self.kernels[number] = self.compiler(self.kinds[number])(self.function)
+        self.kernels[number](first, *others)
 
 
 @compiled(lambda read, written, line: types.void(read, written))

@@ -5,11 +5,11 @@ next one wants to read them, and the softmax of all queries of a block goes on s
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
 
-from minik2.reference.gemm import MARGIN, gemm, in_lines, move, panel
+from minik2.reference.gemm import MARGIN, compiled, gemm, in_lines, move, panel
 from minik2.reference.instructions import VECTOR, WIDEST, take
-from minik2.reference.kernels import FAST, _exp, kernel, larger
+from minik2.reference.kernels import FAST, _exp, larger
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -41,7 +41,13 @@ def _chances(keys, queries, earlier, scale, packed, beside, scores, tops, totals
             totals[j] += scores[s, j]
 
 
-@kernel
+def _attention(read, written, line):
+    heads, tops = read.copy(ndim=4), written.copy(ndim=3)
+    return types.void(heads, heads, heads, read.dtype, written.copy(ndim=4), tops, types.intp,
+                      types.int64[::1])  # fmt: skip
+
+
+@compiled(_attention, parallel=True, fastmath=FAST)
 def attention(q, k, v, scale, y, tops, threads, counter):
     """y = softmax(scale q kᵀ + causal mask) v, and tops (B, H, T), each query's largest q · k.
 
@@ -78,7 +84,13 @@ def attention(q, k, v, scale, y, tops, threads, counter):
             n = take(counter)
 
 
-@kernel
+def _attention_backward(read, written, line):
+    heads, gradient = read.copy(ndim=4), written.copy(ndim=4)
+    return types.void(heads, heads, heads, heads, read.dtype, gradient, gradient, gradient,
+                      types.intp, types.int64[::1])  # fmt: skip
+
+
+@compiled(_attention_backward, parallel=True, fastmath=FAST)
 def attention_backward(q, k, v, dy, scale, dq, dk, dv, threads, counter):
     """dq, dk, dv from dy, all laid out as their arrays; a head is one thread's from start to end.
 

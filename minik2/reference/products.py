@@ -1,7 +1,5 @@
 """c = a b on all threads, whichever way round is the cheaper one."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -43,7 +41,7 @@ def multiply(a: Array, b: Array, c: Array) -> None:
     threads, vectors = numba.get_num_threads(), -(-b.shape[1] * b.itemsize // VECTOR)
     # A piece of less than a panel is slow; rows are cut where there are too few columns.
     wide = max(1, min(threads, vectors // WIDEST))
-    _kernel()(a, b, c, threads // wide, wide)
+    _pieces(a, b, c, threads // wide, wide)
 
 
 def _copied(a: Array, b: Array, c: Array) -> int:
@@ -51,16 +49,10 @@ def _copied(a: Array, b: Array, c: Array) -> int:
     return b.size + sum(x.size for x in (a, c) if x.strides[1] != x.itemsize)
 
 
-@functools.cache
-def _kernel() -> Callable[..., None]:
-    """Compiled at the first product, not before: it brings Numba's threads to life, and a process
-    that has them cannot fork."""
-    return compiled(
-        lambda read, written, line: types.void(read, read, written, types.intp, types.intp),
-        parallel=True,
-    )(_pieces)
-
-
+@compiled(
+    lambda read, written, line: types.void(read, read, written, types.intp, types.intp),
+    parallel=True,
+)
 def _pieces(a, b, c, tall, wide):
     """`gemm` on tall x wide pieces of c side by side, cut between vectors of columns."""
     lanes = VECTOR // a.itemsize

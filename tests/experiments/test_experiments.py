@@ -22,7 +22,7 @@ def records(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, module in command.EXPERIMENTS.items():
             patch.setattr(module, "finish", tiny.in_this_process(made))
-            record = module.run(tiny.scale(folder), (0, 1), lambda *_: None)
+            record = module.run(tiny.scale(folder, evaluate_every=3), (0, 1), lambda *_: None)
             results.write(record, folder / f"{name}.json")
             found[name] = results.read(folder / f"{name}.json")
     return found

@@ -37,6 +37,8 @@ def clone(tmp_path):
     (tmp_path / "tools" / "bootstrap.py").write_bytes(SCRIPT.read_bytes())
     (tmp_path / "requirements.lock").write_text("numpy==2.0\n")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "minik2"\nversion = "0"\n')
+    (tmp_path / "minik2" / "reference").mkdir(parents=True)
+    (tmp_path / "minik2" / "reference" / "prepare.py").write_text("print('loops compiled')\n")
     return tmp_path
 
 
@@ -130,13 +132,15 @@ def test_without_a_network_then_with_what_was_missing(clone):
     made = (clone / ".venv" / "pyvenv.cfg").stat().st_mtime_ns
     done = run(clone, "course", PIP_ARGS="--no-index")
     assert done.returncode == 0, done.stderr
-    assert "the set-up is complete" in done.stdout
+    assert "loops compiled\n==> the set-up is complete" in done.stdout
     assert (clone / ".venv" / "pyvenv.cfg").stat().st_mtime_ns == made
 
     again = run(clone, "course")
     assert (again.returncode, again.stdout) == (0, "")
+    (clone / "minik2" / "reference" / "prepare.py").write_text("raise SystemExit(1)\n")
     more = run(clone, "test")
     assert more.returncode == 0, more.stderr
+    assert "each is compiled when it is first used instead" in more.stdout
     stamp = json.loads((clone / ".venv" / "minik2-stamp.json").read_text())
     assert stamp["extras"] == ["course", "test"]  # they add up
     assert stamp["pip_args"] == ["--no-index"]  # and the choice of an index is remembered
