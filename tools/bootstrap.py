@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -166,8 +167,7 @@ def explain(errors, command):
 def pip_install(venv, extras, pip_args, command):
     requirement = ".[%s]" % ",".join(extras) if extras else "."
     line = [python_of(venv), "-m", "pip", "install", "-e", requirement, "-c", "requirements.lock"]
-    # Ten thousand files that nobody imports need no bytecode.
-    line += ["--no-compile"] + pip_args
+    line += pip_args
     say("pip install -e '%s' -c requirements.lock %s" % (requirement, " ".join(pip_args)))
     # Standard output stays pip's own, so that its progress bars show; errors pass through here.
     pip = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True)
@@ -186,11 +186,29 @@ def pip_install(venv, extras, pip_args, command):
 
 # --- the reference's loops ----------------------------------------------------------------------
 
-def compile_loops(venv):
-    """Have Numba compile them now, which it would else do while somebody waits for a cell."""
-    say("compiling the reference's loops, once on this machine (a minute)")
-    if subprocess.call([python_of(venv), "-m", "minik2.reference.prepare"], cwd=ROOT) != 0:
-        say("that failed, see above; each is compiled when it is first used instead")
+class Loops:
+    """Numba compiling them beside pip, which it would else do while somebody waits for a cell."""
+
+    def __init__(self, venv):
+        say("compiling the reference's loops meanwhile, once on this machine")
+        # A group of its own: Ctrl-C is for us, and we end it.
+        self.process = subprocess.Popen([python_of(venv), "-m", "minik2.reference.prepare"],
+                                        cwd=ROOT, preexec_fn=getattr(os, "setpgrp", None))
+
+    def wait(self):
+        if self.process.poll() is None:
+            say("waiting for the loops")
+        if self.process.wait() != 0:
+            say("they failed, see above; each is compiled when it is first used instead")
+
+    def end(self):
+        if self.process.poll() is not None:
+            return
+        if hasattr(os, "killpg"):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        else:
+            self.process.terminate()
+        self.process.wait()
 
 
 # --- the stamp ----------------------------------------------------------------------------------
@@ -236,8 +254,13 @@ def set_up(extras, pip_args, venv=None, command="make"):
     check_disk(venv)
     make_venv(venv)
     repair(venv)
-    pip_install(venv, wanted, pip_args, command)
-    compile_loops(venv)
+    pip_install(venv, [], pip_args, command)
+    loops = Loops(venv)
+    try:
+        pip_install(venv, wanted, pip_args, command)
+        loops.wait()
+    finally:
+        loops.end()
     write_atomically(os.path.join(venv, "share/jupyter/lab/settings/overrides.json"), LAB_SETTINGS)
     write_atomically(os.path.join(venv, "minik2-stamp.json"),
                      {"key": key, "extras": wanted, "pip_args": pip_args})
