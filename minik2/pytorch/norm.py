@@ -1,7 +1,8 @@
 """RMSNorm: a vector divided by its root mean square, times a learned gain.
 
-Unusual here: on a CPU the backward pass is written out. PyTorch's own has no kernel there; it takes
-twice as long, and keeps a normalised copy of every input until then.
+Unusual here: on a CPU both passes are written out. PyTorch's own has no kernel there: forward it
+goes over memory once more than it must, backward it takes twice as long, and it keeps a normalised
+copy of every input until then.
 """
 
 from typing import Any
@@ -25,9 +26,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            return _OnCPU.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.device.type != "cpu":
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return (_OnCPU.apply if torch.is_grad_enabled() else _on_cpu)(x, self.weight, self.eps)
+
+
+def _on_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * inverse).mul_(weight).to(x.dtype)
 
 
 class _OnCPU(torch.autograd.Function):
@@ -35,7 +43,7 @@ class _OnCPU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return _on_cpu(x, weight, eps)
 
     @staticmethod
     @once_differentiable
