@@ -26,7 +26,10 @@ class FFN(nn.Module):
         if x.device.type == "cpu" and torch.is_grad_enabled():
             weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
             return _OnCPU.apply(x.flatten(0, -2), *weights).view_as(x)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.is_grad_enabled():
+            return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate, inplace=True).mul_(up))
 
 
 class _OnCPU(torch.autograd.Function):

@@ -134,7 +134,9 @@ class _Loop(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         token, position, counts = dispatch(indices, len(down_proj))
         ctx.counts = own = counts.tolist()
-        rows, gate_up = x[token], x.new_empty(len(token), gate_up_proj.shape[1])
+        # Twice as fast on a CPU as x[token].
+        rows = x.index_select(0, token)
+        gate_up = x.new_empty(len(token), gate_up_proj.shape[1])
         _products(own, rows.split(own), gate_up_proj.mT, gate_up.split(own))
         gate, up = gate_up.chunk(2, -1)
         hidden, out = F.silu(gate).mul_(up), rows  # the rows' memory serves once more
@@ -157,7 +159,7 @@ class _Loop(torch.autograd.Function):
 
         gate, up = gate_up.chunk(2, -1)
         silu = F.silu(gate)
-        hidden, dout = silu * up, dy[token]
+        hidden, dout = silu * up, dy.index_select(0, token)
         dhidden = torch.empty_like(hidden)
         _products(own, dout.split(own), down_proj, dhidden.split(own))
         # dy · out, without the experts' outputs: (dy down_proj) · hidden.

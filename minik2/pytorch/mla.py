@@ -47,10 +47,13 @@ class MLA(nn.Module):
             q = self.q_proj(x)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        nope, rotary = q.unflatten(-1, (cfg.num_attention_heads, -1)).split(
-            [cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1
-        )
-        return torch.cat([nope, rope.rotate(rotary, cos, sin, cfg.rope_interleave)], -1)
+        q = q.unflatten(-1, (cfg.num_attention_heads, -1))
+        nope, rotary = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1)
+        turned = rope.rotate(rotary, cos, sin, cfg.rope_interleave)
+        if torch.is_grad_enabled():
+            return torch.cat([nope, turned], -1)
+        rotary.copy_(turned)
+        return q
 
     def latents(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """What a cache holds: normalised latent (…, T, C), turned shared key (…, T, 1, R)."""
