@@ -263,7 +263,8 @@ def begun(words, count):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there Ctrl-C is no signal that can be sent")
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [
+    "reference", pytest.param("pytorch", marks=pytest.mark.slow)])  # fmt: skip
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(call, engine):
     if engine == "pytorch":
         pytest.importorskip("torch")

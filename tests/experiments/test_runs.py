@@ -111,6 +111,7 @@ def wait_for(true, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupted_batch_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Ctrl-C saves what is at work; together the two calls end as one call does."""
     long = replace(tiny.scale(tmp_path).settings, steps=80)
@@ -138,6 +139,7 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert losses(whole) == losses(unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_run_ends_with_whoever_began_it(tmp_path):
     """Not even kill -9 leaves processes behind; the run is saved."""
