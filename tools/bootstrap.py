@@ -191,9 +191,9 @@ class Loops:
 
     def __init__(self, venv):
         say("compiling the reference's loops meanwhile, once on this machine")
-        # A group of its own: Ctrl-C is for us, and we end it.
+        # A session of its own: Ctrl-C is for us, and we end it.
         self.process = subprocess.Popen([python_of(venv), "-m", "minik2.reference.prepare"],
-                                        cwd=ROOT, preexec_fn=getattr(os, "setpgrp", None))
+                                        cwd=ROOT, start_new_session=True)
 
     def wait(self):
         if self.process.poll() is None:
