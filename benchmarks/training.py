@@ -4,8 +4,11 @@
     python -m benchmarks.training --record     and write results/training.json
 
 The same checkpoint, the same 8 x 256 tokens, the same number of threads, one process an engine, in
-turns; ratios are taken within a round. Memory is what a step takes above the loaded model. Fails
-where an engine is slower than the project promises, or takes more memory than transformers.
+turns; ratios are taken within a round. Memory is what a step takes above the loaded model. Both
+engines run as in `minik2 train`, where a process keeps the memory that it has freed
+(`minik2.heap`); transformers runs as it comes, which is what ratios are taken to, and once more in
+a process that keeps memory too. At the end whole steps of the PyTorch models, with the same AdamW.
+Fails where an engine is slower than the project promises, or takes more memory than transformers.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks import forward, records
-from benchmarks.training_engine import ENGINES
+from benchmarks.training_engine import ENGINES, KEEPING
 from minik2 import ModelConfig, reference, sizing
 from minik2.doctor import machine
 
@@ -61,36 +64,51 @@ def measure(
                     time.sleep(forward.PAUSE)
                     seconds[engine.name].append(engine.ask("time"))
             memory = [max(m, e.ask("memory")) for m, e in zip(memory, engines, strict=True)]
+            # Last, since an optimizer's state stays.
+            updates: dict[str, list[float]] = {engine.name: [] for engine in engines}
+            for _ in tqdm(range(rounds), desc="with AdamW", disable=None):
+                for engine in engines:
+                    time.sleep(forward.PAUSE)
+                    updates[engine.name].append(engine.ask("update"))
         finally:
             for engine in engines:
                 engine.close()
     return {engine.name: {"seconds": seconds[engine.name], "memory_bytes": held,
+                          "update_seconds": [u for u in updates[engine.name] if u is not None],
                           "peak_gflops": peak, **engine.facts}
             for engine, held, peak in zip(engines, memory, peaks, strict=True)}  # fmt: skip
 
 
 def summary(found: dict[str, Any], work: int) -> dict[str, Any]:
     """Medians, GFLOP/s and their share of the peak, ratios to transformers."""
-    theirs, out = found["transformers"]["seconds"], {}
+    theirs, out = found["transformers"], {}
     for name, engine in found.items():
         median = statistics.median(engine["seconds"])
         out[name] = engine | {
             "median_seconds": median, "gflops": work / median / 1e9,
             "share_of_peak": work / median / 1e9 / engine["peak_gflops"],
-            "times_transformers": records.times(theirs, engine["seconds"]),
+            "times_transformers": records.times(theirs["seconds"], engine["seconds"]),
+            "times_transformers_keeping_memory":
+                records.times(found[KEEPING]["seconds"], engine["seconds"]),
         }  # fmt: skip
+        if updates := engine["update_seconds"]:
+            out[name]["times_transformers_with_adamw"] = records.times(
+                theirs["update_seconds"], updates)  # fmt: skip
     return out
 
 
 def table(engines: dict[str, Any]) -> str:
-    lines = ["engine        seconds   GFLOP/s   of the peak   memory, MB   times transformers"]
+    lines = [f"{'engine':<31} seconds   GFLOP/s   of the peak   memory, MB   times transformers   "
+             "keeping memory   with AdamW"]
     for name, e in engines.items():
         times = e["times_transformers"]
         spread = f"({times['least']:.2f} to {times['most']:.2f})"
+        same = e["times_transformers_keeping_memory"]["median"]
+        whole = e.get("times_transformers_with_adamw", {}).get("median")
         lines.append(
-            f"{name:<13}{e['median_seconds']:8.2f}{e['gflops']:10.0f}   {e['share_of_peak']:4.0%} "
+            f"{name:<31}{e['median_seconds']:8.2f}{e['gflops']:10.0f}   {e['share_of_peak']:4.0%} "
             f"of {e['peak_gflops']:3.0f}{e['memory_bytes'] / 1e6:13,.0f}   "
-            f"{times['median']:.2f} {spread}"
+            f"{times['median']:.2f} {spread}{same:17.2f}" + (f"{whole:13.2f}" if whole else "")
         )
     return "\n".join(lines)
 

@@ -1,10 +1,12 @@
 """Loss and gradients of one engine in its own process; benchmarks.training drives it.
 
-    python -m benchmarks.training_engine reference|pytorch|transformers CHECKPOINT TOKENS.npy
+    python -m benchmarks.training_engine ENGINE CHECKPOINT TOKENS.npy
 
 Like benchmarks.engine, and with memory: the most that the process holds during a step, above what
 it held with its model loaded and all code run once on a few tokens. At the end of a step every
-engine holds one gradient for each weight.
+engine holds one gradient for each weight. Both engines of minik2 keep freed memory, as in `minik2
+train`; transformers is there as it comes and in the same way. After the model was loaded, lest what
+loading took and freed make a step look small.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ import numpy as np
 import psutil
 
 from benchmarks.engine import answering, peak, threads
+from minik2 import heap
 
 # tokens (B, T) -> the loss and the embedding's gradient, the last that is known.
 Step = Callable[[Any], tuple[float, Any]]
+# tokens (B, T): gradients and an update of every weight by torch.optim.AdamW.
+Update = Callable[[Any], None]
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def reference(directory: Path) -> tuple[Step, dict[str, Any]]:
+def reference(directory: Path) -> tuple[Step, None, dict[str, Any]]:
     from minik2 import reference
     from minik2.doctor import machine  # not above: see benchmarks.engine
 
@@ -38,10 +43,10 @@ def reference(directory: Path) -> tuple[Step, dict[str, Any]]:
         loss, grads = model.loss_and_grads(tokens, np.roll(tokens, -1, axis=1))
         return loss, grads[EMBEDDING]
 
-    return step, {"numba_layer": machine.numba_layer()}
+    return step, None, {"numba_layer": machine.numba_layer()}
 
 
-def pytorch(directory: Path) -> tuple[Step, dict[str, Any]]:
+def pytorch(directory: Path) -> tuple[Step, Update, dict[str, Any]]:
     from minik2 import pytorch
 
     model = pytorch.Model.from_pretrained(directory)
@@ -50,10 +55,13 @@ def pytorch(directory: Path) -> tuple[Step, dict[str, Any]]:
         loss, grads = model.loss_and_grads(tokens, np.roll(tokens, -1, axis=1))
         return loss.item(), grads[EMBEDDING].numpy()
 
-    return step, {}
+    def backward(tokens: Any) -> None:
+        model.loss(tokens, np.roll(tokens, -1, axis=1)).backward()
+
+    return step, _updating(model, backward), {}
 
 
-def transformers(directory: Path) -> tuple[Step, dict[str, Any]]:
+def transformers(directory: Path) -> tuple[Step, Update, dict[str, Any]]:
     """transformers at its best: of its ways to run experts, the faster one here.
 
     Its third way, batched_mm, copies an expert's matrices for every token: gigabytes here.
@@ -82,11 +90,30 @@ def transformers(directory: Path) -> tuple[Step, dict[str, Any]]:
     fastest = min(tried, key=tried.__getitem__)
     model.set_experts_implementation(fastest)
     model.zero_grad(set_to_none=True)
-    return step, {"experts": fastest, "attention": model.config._attn_implementation,
-                  "seconds_by_way_of_experts": tried}  # fmt: skip
+    return step, _updating(model, step), {
+        "experts": fastest, "attention": model.config._attn_implementation,
+        "seconds_by_way_of_experts": tried}  # fmt: skip
 
 
-ENGINES = {"reference": reference, "pytorch": pytorch, "transformers": transformers}
+def _updating(model: Any, backward: Callable[[Any], Any]) -> Update:
+    """A whole step, whose optimizer is made at the first."""
+    import torch
+
+    made = []
+
+    def update(tokens: Any) -> None:
+        if not made:
+            made.append(torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True))
+        made[0].zero_grad()
+        backward(tokens)
+        made[0].step()
+
+    return update
+
+
+KEEPING = "transformers, keeping memory"
+ENGINES = {"reference": reference, "pytorch": pytorch, "transformers": transformers,
+           KEEPING: transformers}  # fmt: skip
 
 
 def most_memory(run: Callable[[], Any]) -> int:
@@ -108,21 +135,28 @@ def most_memory(run: Callable[[], Any]) -> int:
     return seen[0]
 
 
+def _seconds(run: Callable[[Any], Any], tokens: Any) -> float:
+    run(tokens)  # its threads awake; a run makes one step after the other
+    start = time.perf_counter()
+    run(tokens)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     engine, directory, tokens = sys.argv[1], Path(sys.argv[2]), np.load(sys.argv[3])
     answer = answering()
-    step, facts = ENGINES[engine](directory)
+    step, update, facts = ENGINES[engine](directory)
     step(tokens[:1, :8])
     gc.collect()
     loaded = psutil.Process().memory_info().rss
-    answer(facts | {"threads": threads(engine), "loaded_bytes": loaded})
+    keeps = engine != "transformers" and heap.keep()
+    answer(facts | {"threads": threads(engine), "loaded_bytes": loaded, "keeps_memory": keeps})
     for line in sys.stdin:
         order = json.loads(line)
         if order == "time":
-            step(tokens)  # its threads awake; a run makes one step after the other
-            start = time.perf_counter()
-            step(tokens)
-            answer(time.perf_counter() - start)
+            answer(_seconds(step, tokens))
+        elif order == "update":
+            answer(_seconds(update, tokens) if update else None)
         elif order == "memory":
             answer(most_memory(lambda: step(tokens)) - loaded)
         elif order == "peak":

@@ -156,9 +156,10 @@ def train(
 
 
 def _train(given: dict[str, Any], as_json: bool) -> None:
-    from minik2 import training
+    from minik2 import heap, training
     from minik2.training import ranks, summary
 
+    heap.keep()
     settings = training.Settings(**{f.name: given[f.name] for f in fields(training.Settings)})
     name, cfg = _model(given["preset"], given["config"])
     device = _device(settings.engine, given["device"])

@@ -22,11 +22,13 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_when_left, daemon=True).start()
     try:
+        from minik2 import heap
         from minik2.config import ModelConfig
         from minik2.experiments.runs import corpus
         from minik2.training import Habits, Settings, train
         from minik2.training.trainer import Diverged
 
+        heap.keep()
         cfg, settings = ModelConfig.from_json(job["config"]), Settings.from_json(job["settings"])
         try:
             outcome = train(cfg, settings, corpus(job["data"]), job["out"], Habits(**job["habits"]))

@@ -2,9 +2,11 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minik2.config import ModelConfig
 
@@ -70,8 +72,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tens
     """
     pairs = x.unflatten(-1, (-1, 2)) if interleave else x.unflatten(-1, (2, -1)).transpose(-1, -2)
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if interleave and on_cpu and not torch.is_grad_enabled():
-        return _as_complex(pairs.to(cos.dtype), cos, sin).flatten(-2).type_as(x)
+    if interleave and on_cpu:
+        turn = _AsComplex.apply if torch.is_grad_enabled() else _as_complex
+        return turn(pairs.to(cos.dtype), cos, sin).flatten(-2).type_as(x)
     a, b = pairs.unbind(-1)
     cos, sin = cos[:, None], sin[:, None]
     turned = (a * cos - b * sin, a * sin + b * cos)
@@ -81,11 +84,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tens
 
 
 def _as_complex(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(a + ib)(cos + i sin), one pass over memory where a CPU makes six of the above.
-
-    Not while a gradient is asked for, whose formula would keep a table for every call.
-    """
+    """(a + ib)(cos + i sin), one pass over memory where a CPU makes six of the above."""
     numbers = *pairs.stride()[:-1], pairs.storage_offset()
     if pairs.stride(-1) != 1 or any(n % 2 for n in numbers):
         pairs = pairs.clone(memory_format=torch.contiguous_format)
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin)[:, None])
+
+
+class _AsComplex(torch.autograd.Function):
+    """The same with a gradient, which is turned back; autograd's own keeps a table every time."""
+
+    @staticmethod
+    def forward(ctx: Any, pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _as_complex(pairs, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _as_complex(dy, cos, -sin), None, None

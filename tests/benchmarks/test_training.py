@@ -32,7 +32,12 @@ FOUND = {
     "reference": {"seconds": [1.0, 2.0, 4.0], "peak_gflops": 4.0, "memory_bytes": 5e6},
     "pytorch": {"seconds": [2.0, 2.0, 2.0], "peak_gflops": 4.0, "memory_bytes": 9e6},
     "transformers": {"seconds": [2.0, 8.0, 12.0], "peak_gflops": 4.0, "memory_bytes": 8e6},
+    training_engine.KEEPING: {"seconds": [1.0, 4.0, 6.0], "peak_gflops": 4.0, "memory_bytes": 9e6},
 }
+UPDATES = {"reference": [], "pytorch": [2.0, 2.0, 4.0], "transformers": [3.0, 5.0, 8.0],
+           training_engine.KEEPING: [3.0, 3.0, 3.0]}  # fmt: skip
+for name, seconds in UPDATES.items():
+    FOUND[name]["update_seconds"] = seconds
 
 
 def test_ratios_are_taken_within_a_round():
@@ -41,6 +46,9 @@ def test_ratios_are_taken_within_a_round():
     assert out["reference"]["share_of_peak"] == 0.75
     assert out["reference"]["times_transformers"] == {"median": 3.0, "least": 2.0, "most": 4.0}
     assert "3.00 (2.00 to 4.00)" in training.table(out)
+    assert out["reference"]["times_transformers_keeping_memory"]["median"] == 1.5
+    assert out["pytorch"]["times_transformers_with_adamw"]["median"] == 2.0
+    assert "times_transformers_with_adamw" not in out["reference"]
 
 
 def test_what_is_promised_and_not_kept_is_said():
@@ -80,6 +88,7 @@ def test_an_engine_answers_in_a_process_of_its_own(tmp_path):
     try:
         assert engine.facts["threads"] == 1 and engine.facts["loaded_bytes"] > 0
         assert engine.ask("time") > 0 and engine.ask("memory") < 2**30
+        assert engine.ask("update") is None
         forward.agree([engine], tmp_path)
         model = reference.Model.from_pretrained(tmp_path / "checkpoint")
         loss, grads = model.loss_and_grads(tokens, np.roll(tokens, -1, axis=1))
@@ -97,6 +106,6 @@ def test_all_three_run_and_are_recorded(tmp_path, monkeypatch):
     arguments = "--preset tiny --batch 2 --tokens 16 --rounds 2 --threads 1 --record"
     assert training.main(arguments.split()) == 0
     record = json.loads((tmp_path / "training.json").read_text())
-    assert set(record["engines"]) == {"reference", "pytorch", "transformers"}
+    assert set(record["engines"]) == set(training_engine.ENGINES)
     for engine in record["engines"].values():
         assert len(engine["seconds"]) == 2 and engine["median_seconds"] > 0
