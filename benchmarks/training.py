@@ -57,7 +57,6 @@ def measure(
             # The largest memory of a step, before others have made the process grow.
             memory = [engine.ask("memory") for engine in engines]
             forward.agree(engines, Path(folder))
-            peaks = [engine.ask("peak") for engine in engines]
             seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
             for _ in tqdm(range(rounds), desc="rounds", disable=None):
                 for engine in engines:
@@ -70,6 +69,8 @@ def measure(
                 for engine in engines:
                     time.sleep(forward.PAUSE)
                     updates[engine.name].append(engine.ask("update"))
+            # Its matrices would stay as well, in a process that keeps memory.
+            peaks = [engine.ask("peak") for engine in engines]
         finally:
             for engine in engines:
                 engine.close()
