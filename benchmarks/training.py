@@ -69,7 +69,7 @@ def measure(
                 for engine in engines:
                     time.sleep(forward.PAUSE)
                     updates[engine.name].append(engine.ask("update"))
-            # Its matrices would stay as well, in a process that keeps memory.
+            # The probe's matrices would stay as well, in a process that keeps memory.
             peaks = [engine.ask("peak") for engine in engines]
         finally:
             for engine in engines:

@@ -96,17 +96,15 @@ def transformers(directory: Path) -> tuple[Step, Update, dict[str, Any]]:
 
 
 def _updating(model: Any, backward: Callable[[Any], Any]) -> Update:
-    """A whole step, whose optimizer is made at the first."""
+    """A whole step. The optimizer's state takes no memory before the first."""
     import torch
 
-    made = []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def update(tokens: Any) -> None:
-        if not made:
-            made.append(torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True))
-        made[0].zero_grad()
+        optimizer.zero_grad()
         backward(tokens)
-        made[0].step()
+        optimizer.step()
 
     return update
 

@@ -16,9 +16,8 @@ def keep() -> bool:
 
     glibc gives every array of more than 32 MiB back to the system when it is freed and asks for new
     memory the next time, which the system clears page by page: in a training step that makes the
-    same large gradients again and again, a tenth of the time. Kept, one tensor's memory also serves
-    the next, of another size, so less is needed at the peak. What the process has taken, it then
-    holds until it ends. Source: mallopt(3).
+    same large gradients again and again, a tenth of the time. The peak stays what it is; what the
+    process has taken, it holds until it ends. Source: mallopt(3).
     """
     everything = ctypes.CDLL(None) if os.name == "posix" else None
     mallopt = getattr(everything, "mallopt", None)
