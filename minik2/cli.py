@@ -209,6 +209,19 @@ def main() -> None:
         sys.exit(f"{error.strerror}{where}" if error.strerror else str(error))
     except ValueError as error:
         sys.exit(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        first = str(error).partition("\n")[0]
+        sys.exit(f"Memory ran out ({first}); what was saved before is whole. Take a smaller model "
+                 "or fewer tokens at a time, or a machine with more.")
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """PyTorch says it in words alone on a CPU."""
+    words = str(error).lower()
+    return (isinstance(error, MemoryError) or "out of memory" in words
+            or "can't allocate memory" in words)
 
 
 if __name__ == "__main__":

@@ -267,11 +267,9 @@ def _load(engine: str | None, directory: Path, cfg: ModelConfig) -> Any:
 
 def _fits(cfg: ModelConfig) -> bool:
     """Whether float32 weights fit in the memory that is free."""
-    import psutil
+    from minik2 import host, sizing
 
-    from minik2 import sizing
-
-    return 4 * sizing.parameters(cfg).total < psutil.virtual_memory().available
+    return 4 * sizing.parameters(cfg).total < host.memory()[1]
 
 
 def _gigabytes(cfg: ModelConfig) -> str:

@@ -48,7 +48,7 @@ def train(
     config: Annotated[Path | None, _option(
         MODEL, "A config.json of your own, or the directory that holds one.")] = None,
     data: Annotated[Path | None, _option(
-        MODEL, "A text file or a directory of them; Python's standard library if none is "
+        MODEL, "A text in UTF-8 or a directory of them; Python's standard library if none is "
                "named.")] = None,
     out: Annotated[Path | None, _option(
         MODEL, "The run's directory; runs/MODEL-OPTIMIZER if none is named.")] = None,
@@ -169,6 +169,8 @@ def _train(given: dict[str, Any], as_json: bool) -> None:
     with _Progress(settings) as shown:
         data = given["data"]
         corpus = training.Corpus.from_path(data) if data else training.Corpus.standard_library()
+        if not ranks.follows():
+            shown.say(f"Text: {corpus}.")
         try:
             outcome = training.train(cfg, settings, corpus, out, habits, shown.tell)
         except KeyboardInterrupt:

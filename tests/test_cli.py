@@ -232,3 +232,23 @@ def test_a_terminal_that_lacks_the_signs(tmp_path):
     done = python("-m", "minik2", "check", str(path), env=os.environ | {
         "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 1 and "? config.read: not attempted" in done.stdout
+
+
+@pytest.mark.parametrize("error", [
+    "MemoryError('Unable to allocate 3 TiB for an array')",
+    "RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: you tried')",
+    "RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')",
+])  # fmt: skip
+def test_memory_that_runs_out_is_a_sentence(error):
+    done = python("-c", "import sys\nfrom minik2 import cli\n"
+                        f"def run(**given): raise {error}\n"
+                        "cli.app = run\ncli.main()")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Memory ran out (") and done.stderr.count("\n") == 1
+
+
+def test_other_errors_are_not_taken_for_it():
+    done = python("-c", "import sys\nfrom minik2 import cli\n"
+                        "def run(**given): raise RuntimeError('a defect')\n"
+                        "cli.app = run\ncli.main()")  # fmt: skip
+    assert "Traceback" in done.stderr and "a defect" in done.stderr

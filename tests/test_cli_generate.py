@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minik2 import cli_generate, reference
+from minik2 import cli_generate, host, reference
 from minik2.config import ModelConfig
 from minik2.training import store
 from tests import commands
@@ -82,8 +81,7 @@ def test_weights_that_do_not_fit_in_memory_stay_in_their_files(call, folder, mon
     """The same text, whichever way; a machine of 100 kB is asked for a model of 200 kB."""
     chosen = ("--engine", engine) if engine else ()
     given = "--model", folder, "--prompt", "def f", "--max-new-tokens", 20, *chosen
-    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=100_000))
-    monkeypatch.setitem(sys.modules, "psutil", memory)
+    monkeypatch.setattr(host, "memory", lambda: (100_000, 100_000))
     monkeypatch.setattr(reference.Model, "from_pretrained", None)
     monkeypatch.setitem(sys.modules, "torch", None)  # not even looked for
     status, out, err = call(*given)

@@ -77,13 +77,16 @@ OTHERS = {"engine": "reference", "optimizer": "muon", "steps": 7, "batch": 3, "w
           "device": "cpu", "threads": 1, "evaluate_every": 12, "save_every": 13,
           "prompt": "def ", "expert_ranks": 2, "recompute": True, "mixed": True}  # fmt: skip
 
+# What is said of the text that the tests train on.
+TEXT = "Text: 3 files, 2,242 bytes to train on, 1,121 held out.\n"
+
 
 def test_every_option_arrives(call, asked):
     words = []
     for name, value in OTHERS.items():
         words += options()[name].opts if value is True else [*options()[name].opts, value]
     status, _, err = call(*words, "--preset", "tiny", "--data", "text")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, TEXT)
     ((cfg, settings, corpus, out, habits),) = asked
     assert OTHERS.keys() == {field.name for field in FIELDS}
     assert all(value != options()[name].default for name, value in OTHERS.items())
@@ -136,7 +139,8 @@ def test_a_run_from_end_to_end(call, engine):
 
     # The same command again has nothing to do, and says the same.
     status, again, err = call(*SHORT, "--engine", engine, "--sample", "def ", "--device", "cpu")
-    assert (status, again, err) == (0, out, "This run is finished: all 4 steps are made.\n")
+    finished = "This run is finished: all 4 steps are made.\n"
+    assert (status, again, err) == (0, out, TEXT + finished)
 
 
 def test_as_json(call):
@@ -296,8 +300,8 @@ def test_a_second_ctrl_c_says_what_is_saved(call, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     status, out, err = call(*SHORT, "--engine", "reference")
     assert (status, out) == (130, "")
-    assert err.startswith("Stopped at once. Step 7 is saved in run/checkpoints/step-00000007; the "
-                          "same command goes on from there:\n  ")  # fmt: skip
+    assert err.startswith(f"{TEXT}Stopped at once. Step 7 is saved in "
+                          "run/checkpoints/step-00000007; the same command goes on from there:\n  ")
     assert "train --preset tiny" in err
 
 

@@ -138,18 +138,6 @@ def test_gpus_are_those_the_driver_lists(tmp_path, monkeypatch, script, expected
     assert machine.gpus() == expected
 
 
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "SYSTEM", tmp_path)
-    whole = machine.memory()[0]
-    group = tmp_path / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    assert machine.memory()[0] == whole
-    (group / "memory.max").write_text(f"{2**20}\n")
-    (group / "memory.current").write_text(f"{2**19}\n")
-    assert machine.memory() == (2**20, 2**19)
-
-
 def test_the_best_of_several_calls_is_taken(monkeypatch):
     clock = iter([0, 0, 5, 5, 6, 6, 9, 9, 99])  # its end, then start and stop of calls
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import psutil
 import threadpoolctl
+
+from minik2.host import cores, memory
 
 PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors", "jupyterlab")
 SYSTEM = Path("/sys")
@@ -79,13 +80,6 @@ def stamp() -> dict[str, Any]:
     return {"date": datetime.date.today().isoformat(), "machine": described}
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def cache() -> int | None:
     """Bytes of the last-level cache; None where the system does not tell."""
     sizes = []
@@ -95,25 +89,6 @@ def cache() -> int | None:
         if unit and text[:-1].isdigit():
             sizes.append(int(text[:-1]) * unit)
     return max(sizes, default=None)
-
-
-def memory() -> tuple[int, int]:
-    """Bytes in all and free, a container's limit taken into account."""
-    whole = psutil.virtual_memory()
-    total, free = whole.total, whole.available
-    limit = _number(SYSTEM / "fs/cgroup/memory.max")
-    if limit is not None and limit < total:
-        used = _number(SYSTEM / "fs/cgroup/memory.current") or 0
-        total, free = limit, min(free, max(0, limit - used))
-    return total, free
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def blas() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ no other. A zero byte, which source text never holds, ends each file.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import sysconfig
 import zlib
@@ -27,8 +28,8 @@ END_OF_FILE = 0
 # packages, tests, and tables or texts that a program wrote.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings",
              "pydoc_data", "__pycache__"}  # fmt: skip
-# Where a directory of somebody else's text is read, these endings count as text.
-_TEXT = {".py", ".txt", ".md", ".rst", ".c", ".h", ".js", ".json", ".toml", ".html", ".css"}
+# Bytes at its beginning by which a file is judged to be text.
+_HEAD = 8192
 # How the file begins that training writes into a run's directory.
 _RUN = b'{\n "minik2":'
 
@@ -39,10 +40,12 @@ class Corpus:
     files: {"train" or "validation": names in the order in which they were joined}.
     bytes: {"train" or "validation": (bytes,) uint8}, each file followed by one zero byte.
     checksums: {name: SHA-256 of the content}, by which a run knows its text again.
+    left_out: how many files below the directory were passed over, being no text.
     """
 
-    def __init__(self, files: Iterable[tuple[str, bytes]]) -> None:
+    def __init__(self, files: Iterable[tuple[str, bytes]], left_out: int = 0) -> None:
         """files: (name, content) pairs, in any order. Raises ValueError when there is no text."""
+        self.left_out = left_out
         texts = sorted((name, content) for name, content in files if content)
         if not texts:
             raise ValueError("A corpus needs at least one file with text in it, but there is none.")
@@ -79,23 +82,37 @@ class Corpus:
     def from_path(cls, path: str | Path) -> Corpus:
         """A text file, or every text file below a directory.
 
-        A single file cannot be split by file: its last twentieth is the validation text. What lies
-        in the directory of a run is left out, or a run below its own text could not go on with it.
-        Raises OSError for a path that is not there, ValueError where there is no text.
+        Text is UTF-8 without a zero byte, whatever the file's name ends in; hidden files are left
+        out. A single file cannot be split by file: its last twentieth is the validation text. What
+        lies in the directory of a run is left out, or a run below its own text could not go on with
+        it. Raises OSError for a path that is not there, ValueError where there is no text.
         """
         root = Path(path)
         if root.is_file():
+            if not root.stat().st_size:
+                raise ValueError(f"{root} is empty; name a file or a directory with text in it.")
+            if not _is_text(root):
+                raise ValueError(
+                    f"{root} is no text in UTF-8; name another, or convert it first "
+                    "(iconv -t UTF-8)."
+                )
             return cls(_read(root.parent, [root]))
         if not root.is_dir():
-            raise FileNotFoundError(f"There is no file or directory {root}; name one with text.")
-        paths = [p for p in root.rglob("*") if p.suffix.lower() in _TEXT and p.is_file()]
-        runs = {p.parent for p in paths if p.name == "run.json" and _begins(p, _RUN)}
-        paths = [p for p in paths if runs.isdisjoint(p.parents)]
-        if not paths:
-            raise ValueError(
-                f"There is no text below {root}: no file ends in one of {', '.join(sorted(_TEXT))}."
+            raise FileNotFoundError(
+                f"{root} is neither a file nor a directory; save its text in a file first."
+                if root.exists()
+                else f"There is no file or directory {root}; name one with text."
             )
-        return cls(_read(root, paths))
+        found = [p for p in root.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(root))]
+        runs = {p.parent for p in found if p.name == "run.json" and _head(p).startswith(_RUN)}
+        found = [p for p in found if runs.isdisjoint(p.parents)]
+        texts = [p for p in found if _is_text(p)]
+        if not any(p.stat().st_size for p in texts):
+            raise ValueError(
+                f"There is no text below {root}: of {len(found)} files none holds UTF-8 without "
+                "zero bytes; name another directory, or a file."
+            )
+        return cls(_read(root, texts), left_out=len(found) - len(texts))
 
     def size(self, split: str) -> int:
         """How many tokens (bytes) a split holds."""
@@ -138,12 +155,12 @@ class Corpus:
             raise ValueError(f"A split is 'train' or 'validation', but {split!r} was asked for.")
         return self.bytes[split]
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(
-            f"{split}: {self.size(split):,} bytes in {len(self.files[split])} files"
-            for split in SPLITS
-        )
-        return f"Corpus({sizes})"
+    def __str__(self) -> str:
+        train, held_out = (f"{self.size(split):,}" for split in SPLITS)
+        files = len(self.checksums)
+        said = (f"{files:,} {'file' if files == 1 else 'files'}, {train} bytes to train on, "
+                f"{held_out} held out")  # fmt: skip
+        return f"{said}, {self.left_out:,} left out, being no text" if self.left_out else said
 
 
 def split_of(name: str) -> str:
@@ -177,9 +194,23 @@ def _is_hand_written(relative: Path) -> bool:
     )
 
 
-def _begins(path: Path, start: bytes) -> bool:
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _is_text(path: Path) -> bool:
+    head = _head(path)
+    whole = len(head) < _HEAD  # or its last letter may be cut
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
+    except UnicodeDecodeError:
+        return False
+    return END_OF_FILE not in head
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(len(start)) == start
+        return file.read(_HEAD)
 
 
 def _read(root: Path, paths: Iterable[Path]) -> list[tuple[str, bytes]]:

@@ -30,8 +30,7 @@ from minik2.training.settings import Settings
 class DistributedEngine(PyTorchEngine):
     """`engines.Engine` over the ranks of PyTorch's process group; expert: ranks that share experts.
 
-    Raises ValueError for a batch that the ranks cannot share evenly, and what `Mesh` and
-    `ShardedModel.spread` raise.
+    The batch is a multiple of the ranks. Raises what `Mesh` and `ShardedModel.spread` raise.
     """
 
     muon_clip = distributed.ShardedMuonClip
@@ -48,11 +47,6 @@ class DistributedEngine(PyTorchEngine):
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
     ) -> None:
-        if settings.batch % group.count:
-            raise ValueError(
-                f"A batch of {settings.batch} windows cannot be shared evenly among {group.count} "
-                f"ranks; choose a --batch that is a multiple of {group.count}."
-            )
         self.group, self.mesh = group, distributed.Mesh(torch.device(device).type, expert)
         super().__init__(cfg, settings, device, saved, dtype, recompute)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minik2 import host
 from minik2.config import ModelConfig
 from minik2.training.ranks import ALONE, Ranks
 from minik2.training.settings import Settings
@@ -88,20 +89,9 @@ def make(
     saved: the checkpoint's directory and optimizer arrays (for several ranks `Pieces`), None for a
     new run. expert_ranks: how many ranks of the group share a layer's experts. recompute: keep
     layers' inputs alone for the backward pass (`pytorch.recompute`). mixed: compute in bfloat16
-    (`pytorch.Mixed`). Raises ValueError for several ranks of an engine that knows one.
+    (`pytorch.Mixed`). What goes together, `conditions` says.
     """
-    if group.count == 1 and expert_ranks > 1:
-        raise ValueError(
-            f"Experts can be shared by {expert_ranks} ranks only where there are as many; start "
-            f"them with torchrun --nproc-per-node {expert_ranks} -m minik2.training."
-        )
     if group.count > 1:
-        if settings.engine == "reference":
-            raise ValueError("The reference computes in one process; use --engine pytorch.")
-        if mixed:
-            raise ValueError(
-                "Several processes compute in float32 here; leave --mixed away, or train on one."
-            )
         from minik2.training import engine_distributed
 
         return engine_distributed.DistributedEngine(
@@ -119,13 +109,20 @@ def make(
 
 
 def check(
-    engine: str, device: str, recompute: bool = False, mixed: bool = False
+    engine: str, device: str, recompute: bool = False, mixed: bool = False,
+    threads: int | None = None,
 ) -> dict[str, str]:
     """The engine's library and the device, by name and version: what last bits depend on.
 
-    Raises ValueError, one sentence, for a device that the engine cannot compute on, and for
-    recompute where it keeps what its backward pass, written by hand, was made for, or mixed.
+    Raises ValueError, one sentence, for a device that the engine cannot compute on, for more
+    threads than there are, and for recompute where it keeps what its backward pass, written by
+    hand, was made for, or mixed.
     """
+    if threads and threads > (most := _most_threads(engine)):
+        raise ValueError(
+            f"{threads} threads were asked for, but this process may use {most} here; leave "
+            "--threads out for all of them."
+        )
     if engine == "reference":
         if recompute:
             raise ValueError(
@@ -161,19 +158,27 @@ def check(
     return {"torch": torch.__version__, "device": f"{device} ({name})"} | rounded
 
 
+def _most_threads(engine: str) -> int:
+    if engine == "pytorch":
+        return host.cores()
+    import numba
+
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return most
+
+
 @contextlib.contextmanager
 def threads(engine: str, count: int | None) -> Iterator[int]:
     """Compute on `count` threads inside, None leaving them as they are; gives how many these are.
 
-    For the reference, BLAS and Numba get the same number, at most what Numba was started with.
+    For the reference, BLAS and Numba get the same number.
     """
     if engine == "reference":
         import numba
 
         blas, before = ThreadpoolController().select(user_api="blas"), numba.get_num_threads()
         pools = max((pool["num_threads"] for pool in blas.info()), default=before)
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        count = min(count or min(pools, before), most)
+        count = count or min(pools, before)
         with blas.limit(limits=count):
             numba.set_num_threads(count)
             try:

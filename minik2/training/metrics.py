@@ -10,7 +10,8 @@ Every line has `kind` and `step`.
                   ([layer, head, γ] each), loads (a list of E counts a layer, empty for dense ones),
                   violation (max over mean of the loads, minus 1, a number a layer with experts),
                   seconds (of this step), maxima_seconds (of them, the logits' maxima's pass),
-                  trained (seconds of all steps so far), tokens (targets so far), memory (bytes)
+                  trained (seconds of all steps so far), tokens (targets so far),
+                  tokens_per_second (of this step), memory (bytes)
     "evaluation"  held_out (nats a token), weight_rms and update_rms (root mean squares by kind of
                   tensor; the update is that of this one step), sample (text, where asked for)
     "resumed"     threads, device, versions: what the steps after it were made with

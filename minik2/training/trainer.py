@@ -19,7 +19,7 @@ import numpy as np
 
 from minik2 import __version__
 from minik2.config import ModelConfig
-from minik2.training import engines, identity, ranks, store
+from minik2.training import conditions, engines, identity, ranks, store
 from minik2.training.corpus import VOCABULARY, Corpus, decode, encode
 from minik2.training.engines import Engine
 from minik2.training.interrupt import stop_when_asked
@@ -96,19 +96,10 @@ def train(
     ValueError (RunError, RankError, Diverged) and OSError, each with one sentence.
     """
     run, habits = Path(out), habits or Habits()
-    if cfg.vocab_size < VOCABULARY:
-        raise ValueError(
-            f"The text is bytes, {VOCABULARY} of them, but this model's vocabulary has "
-            f"{cfg.vocab_size}; choose a config with vocab_size {VOCABULARY} or more."
-        )
-    if settings.window > cfg.max_position_embeddings:
-        raise ValueError(
-            f"A window of {settings.window} tokens is longer than the model's "
-            f"{cfg.max_position_embeddings} positions; ask for a shorter --window."
-        )
-    for split in ("train", "validation"):
-        corpus.spread(split, 1, settings.window)  # too little text is a sentence, before any work
-    library = engines.check(settings.engine, habits.device, habits.recompute, habits.mixed)
+    conditions.fit(cfg, settings, corpus)
+    library = engines.check(
+        settings.engine, habits.device, habits.recompute, habits.mixed, habits.threads
+    )
     mine = identity.of(cfg, settings, corpus)
     name = identity.digest(mine)
     with (
@@ -118,6 +109,9 @@ def train(
     ):
         group.same({"config": mine["config"], "settings": mine["settings"],
                     "text": {"checksums": name}})  # fmt: skip
+        conditions.ranks(cfg, settings, group.count, habits.expert_ranks, habits.mixed)
+        if group.count == 1:
+            conditions.room(cfg, settings, habits.device, habits.recompute, habits.mixed)
         group.together(lambda: stack.enter_context(identity.held(run, mine)))
         threads = stack.enter_context(engines.threads(settings.engine, habits.threads))
         made_with = {
@@ -257,6 +251,7 @@ class _Run:
             maxima_seconds=maxima_seconds,
             trained=self.trained,
             tokens=step * settings.tokens_a_step,
+            tokens_per_second=settings.tokens_a_step / seconds,
             memory=engine.memory(),
         )
 
@@ -311,5 +306,5 @@ class _Run:
         raise Diverged(
             f"Step {self.step} cannot be used: {what}. The first numbers that are not finite, or "
             f"too large, are in the {where or 'activations'}; {good}. The same settings would come "
-            "here again: begin a run with a lower --rate in another --out."
+            "here again: begin a run with milder ones, a lower --rate first, in another --out."
         )

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "minik2"
 
 # A part may import parts of a lower rank, itself, and (rank 0 only) its equals.
 RANKS = {
-    "config": 0, "config_json": 0, "config_rules": 0, "files": 0, "heap": 0, "initial": 0,
-    "terminal": 0, "tokens": 0, "cli_looks": 0,
+    "config": 0, "config_json": 0, "config_rules": 0, "files": 0, "heap": 0, "host": 0,
+    "initial": 0, "terminal": 0, "tokens": 0, "cli_looks": 0,
     "sizing": 1, "checkpoint": 1, "cost": 1, "sampling": 1, "tokenizer": 1,
     "reference": 2, "pytorch": 2,
     "training": 3, "fullsize": 3,

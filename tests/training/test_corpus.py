@@ -1,5 +1,6 @@
 """The corpus: whole files on one side, the same windows for a seed, targets one token on."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_a_directory_of_text(tmp_path):
     assert len(names) == 40 and "picture.png" not in names
 
 
+def test_text_is_known_by_its_bytes_and_not_by_its_name(tmp_path):
+    long = "é" * 5000  # a letter of two bytes lies across the end of what is looked at
+    for name, content in {
+        "Main.java": b"class Main {}", "LICENSE": b"MIT", "deep/down.xyz": b"x" + long.encode(),
+        "latin.txt": "é".encode("latin-1"), "zeros.py": b"a\0b", "empty.txt": b"",
+        ".git/config": b"hidden", ".hidden.txt": b"hidden",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    text = Corpus.from_path(tmp_path)
+    assert sorted(text.checksums) == ["LICENSE", "Main.java", "deep/down.xyz"]
+    assert text.left_out == 2
+    train, held_out = text.size("train"), text.size("validation")
+    assert str(text) == (f"3 files, {train:,} bytes to train on, {held_out:,} held out, "
+                         "2 left out, being no text")
+
+
 def test_two_files_give_two_splits(tmp_path):
     text = Corpus.from_path(folder(tmp_path, 2))
     assert len(text.files["train"]) == len(text.files["validation"]) == 1
@@ -118,8 +136,19 @@ def test_text_comes_back_from_its_tokens():
 def test_errors_are_sentences(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no file or directory"):
         Corpus.from_path(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no text below"):
+    with pytest.raises(ValueError, match=r"no text below .*: of 0 files none"):
         Corpus.from_path(tmp_path)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match=r"no text below .*: of 1 files none"):
+        Corpus.from_path(tmp_path)
+    with pytest.raises(ValueError, match=r"empty\.txt is empty; name a file"):
+        Corpus.from_path(tmp_path / "empty.txt")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"binary is no text in UTF-8"):
+        Corpus.from_path(tmp_path / "binary")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"pipe is neither a file nor a directory"):
+        Corpus.from_path(tmp_path / "pipe")
     with pytest.raises(ValueError, match="at least one file"):
         Corpus([("empty.py", b"")])
     text = Corpus.from_path(folder(tmp_path))

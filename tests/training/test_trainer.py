@@ -339,6 +339,11 @@ REFUSED = {
     "no GPU": ({"engine": "pytorch"}, {"device": "cuda:63"}, "cannot use 'cuda:63'"),
     "no device": ({"engine": "pytorch"}, {"device": "abacus"}, "cpu or cuda"),
     "another device": ({"engine": "pytorch"}, {"device": "meta"}, "cpu or cuda"),
+    "threads": ({"engine": "pytorch"}, {"threads": 10_000}, "10000 threads were asked for"),
+    "threads, reference": ({"engine": "reference"}, {"threads": 10_000}, "may use"),
+    "nobody to share with": ({"engine": "pytorch"}, {"expert_ranks": 2}, "--nproc-per-node 2"),
+    "batch": ({"batch": 10**7, "window": 64}, {}, "choose a smaller --batch (--accumulate"),
+    "model": ({"cfg": CFG.replace(vocab_size=10**12)}, {}, "choose a smaller model"),
 }
 
 
