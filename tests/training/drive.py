@@ -4,8 +4,8 @@ Unusual here: one process imports everything, once, and then forks for each run 
 standard input describes. A fork begins at once, where an import takes seconds; it is safe because
 nothing is computed before it.
 
-A line: {"out", "settings", "habits", "log", and perhaps "die_at", "size", "slow"}. Answers: the
-process's id, and when it has ended, its exit status (negative: the signal).
+A line: {"out", "settings", "habits", "log", and perhaps "die_at", "size", "slow", "preset"}.
+Answers: the process's id, and when it has ended, its exit status (negative: the signal).
 """
 
 import importlib
@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 
+from minik2 import ModelConfig
 from minik2.training import Habits, Settings, engines, store, train
 from tests.training.runs import CFG, text
 
@@ -51,7 +52,8 @@ def _run(job: dict) -> int:
 
     try:
         settings, habits = Settings(**job["settings"]), Habits(**job["habits"])
-        outcome = train(CFG, settings, text(), job["out"], habits, tell)
+        cfg = ModelConfig.preset(job["preset"]) if "preset" in job else CFG
+        outcome = train(cfg, settings, text(), job["out"], habits, tell)
         print("outcome", json.dumps([outcome.step, outcome.interrupted]), flush=True)
         return INTERRUPTED if outcome.interrupted else 0
     except KeyboardInterrupt:

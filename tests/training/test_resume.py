@@ -155,6 +155,23 @@ def test_killed_at_twenty_moments(runs, undisturbed, tmp_path, engine, optimizer
     killed_and_gone_on(runs, undisturbed, tmp_path / "run", recipe, 20, seed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["pytorch", "reference"])
+def test_killed_on_two_threads(runs, tmp_path, engine):
+    """A model large enough that threads share its sums; they do it in the same way each time."""
+    recipe = settings(engine=engine, steps=12, batch=4, window=128)
+    habits, more = {"threads": 2, "save_every": 1}, {"preset": "small"}
+    runs.whole(tmp_path / "whole", recipe, habits | {"save_every": 100}, **more)
+    out = tmp_path / "run"
+    for least in (2, 5, 9):
+        pid = runs.start(out, recipe, habits, **more)
+        wait_for(lambda least=least: steps_made(out) >= least)
+        os.kill(pid, signal.SIGKILL)
+        assert runs.wait() == KILLED, runs.said
+    runs.whole(out, recipe, habits, **more)
+    assert (bits(out), seen(out)) == (bits(tmp_path / "whole"), seen(tmp_path / "whole"))
+
+
 def die_at_points_of_a_save(runs, undisturbed, out, recipe, points):
     """Each run goes on where the one before was killed, and dies at the next point of a save."""
     step, reached = 0, 0
