@@ -74,8 +74,9 @@ def gamma(max_logits: Tensor, cfg: ModelConfig, tau: float) -> Tensor:
 def shrink(max_logits: Tensor, tau: float) -> Tensor:
     """`gamma` of any number of layers, unchecked: the host need not wait for the numbers."""
     # In 16 bits γ itself would be off by up to 0.4%.
-    exact = torch.promote_types(max_logits.dtype, torch.float32)
-    return tau / max_logits.to(exact).clamp(min=tau)
+    exact = max_logits.to(torch.promote_types(max_logits.dtype, torch.float32))
+    # A number over a tensor is its reciprocal times the number in torch, and 49 * (1 / 49) is not 1.
+    return torch.full_like(exact, tau) / exact.clamp(min=tau)
 
 
 def row_factors(gamma: Tensor, cfg: ModelConfig) -> dict[str, Tensor]:

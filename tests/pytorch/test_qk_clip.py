@@ -90,7 +90,20 @@ def test_the_edit_is_the_references(cfg, share, seed):
         # Every head's rows, and those of heads that stay, bit for bit.
         new, old = (t.unflatten(0, (cfg.num_attention_heads, -1)).detach()
                     for t in (ours.weights[name], before[name]))
-        assert (new == old)[gamma == 1].all()
+        assert (new == old)[torch.from_numpy(want == 1)].all()
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+@pytest.mark.parametrize("maxima", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_head_at_tau_is_left_alone_whatever_tau_is(maxima, weights):
+    """49 times a 49th is not 1, so a head within tau may not come near a reciprocal."""
+    attention = build.model(TINY, 0, weights).model.layers[0].self_attn
+    named = {name: p.detach() for name, p in attention.named_parameters()}
+    before = {name: p.clone() for name, p in named.items()}
+    for tau in range(1, 257):  # whole numbers that bfloat16 has
+        gamma = qk_clip.clip(named, torch.tensor([-tau, tau], dtype=maxima), TINY, tau)
+        assert (gamma == 1).all() and gamma.dtype == torch.promote_types(maxima, torch.float32)
+    assert all((named[name] == before[name]).all() for name in named)
 
 
 def test_a_clipped_heads_logits_shrink_by_gamma_in_the_models_own_attention():
