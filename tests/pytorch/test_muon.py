@@ -159,11 +159,25 @@ def test_every_step_equals_torchs_and_the_references(rows, columns, options, siz
 
 
 @given(experts=st.integers(1, 4), split=st.integers(1, 3), rows=SIDES, columns=SIDES,
-       options=muon_settings(), seed=SEEDS)  # fmt: skip
+       options=muon_settings(), batch=st.sampled_from([1, 900, muon.CPU_BATCH]),
+       seed=SEEDS)  # fmt: skip
 @examples
 def test_a_stack_split_or_whole_equals_torch_looped_over_its_matrices(
-    experts, split, rows, columns, options, seed
+    experts, split, rows, columns, options, batch, seed
 ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "CPU_BATCH", batch)  # in one piece, or in many
+        equals_torch_looped(experts, split, rows, columns, options, seed)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 130, 300), (1, 2, 300, 130), (5, 1, 160, 300),
+                                   (3, 2, 256, 256)])  # fmt: skip
+def test_whole_steps_on_the_gram_matrix_and_in_pieces_equal_torchs(shape):
+    options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    equals_torch_looped(*shape, options, seed=0)
+
+
+def equals_torch_looped(experts, split, rows, columns, options, seed):
     rng = np.random.default_rng(seed)
     start = rng.standard_normal((experts, split * rows, columns))
     stack = parameter(start)

@@ -178,9 +178,36 @@ def test_every_step_equals_torch_in_float64(rows, columns, options, size, seed):
         assert (grad == before).all()
 
 
-@given(options=muon_settings(), experts=st.integers(1, 4), seed=SEEDS)
+@pytest.mark.parametrize("shape", [(130, 300), (300, 130), (256, 256), (5, 160, 300)])
+def test_whole_steps_on_the_gram_matrix_and_in_pieces_equal_torchs(shape):
+    """The stack is more than one thread takes at a time."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(shape)
+    options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    apart = [torch.nn.Parameter(torch.from_numpy(one.copy()))
+             for one in weight.reshape(-1, *shape[-2:])]  # fmt: skip
+    our_muon, their_muon = Muon(**options), torch.optim.Muon(apart, **options)
+    for _ in range(3):
+        grad = rng.standard_normal(shape)
+        for one, own in zip(apart, grad.reshape(-1, *shape[-2:]), strict=True):
+            one.grad = torch.from_numpy(own.copy())
+        our_muon.step({"w": weight}, {"w": grad})
+        with iterating_in(torch.float64):
+            their_muon.step()
+        want = torch.stack([one.detach() for one in apart]).reshape(shape)
+        assert error(weight, want) < FLOAT64
+
+
+@given(options=muon_settings(), experts=st.integers(1, 4),
+       batch=st.sampled_from([1, 120, newton_schulz.BATCH]), seed=SEEDS)  # fmt: skip
 @examples
-def test_experts_named_apart_and_stacked_are_updated_alike(options, experts, seed):
+def test_experts_named_apart_and_stacked_are_updated_alike(options, experts, batch, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newton_schulz, "BATCH", batch)  # one thread's piece: one matrix, two, all
+        updated_alike(options, experts, seed)
+
+
+def updated_alike(options, experts, seed):
     rng = np.random.default_rng(seed)
     names = [f"model.layers.{layer}.mlp.experts.{expert}.{matrix}.weight"
              for layer in (1, 12) for expert in range(experts)
