@@ -17,7 +17,7 @@ from minik2.pytorch.muon import Muon, MuonClip
 from tests.oracle.configs import configs
 from tests.pytorch import build
 from tests.reference.optimizers import FLOAT64, iterating_in, muon_settings, their_iteration
-from tests.reference.spectra import INPUTS, error
+from tests.reference.spectra import INPUTS, error, mostly_zero
 
 SEEDS = st.integers(0, 2**31)
 SIDES = st.integers(1, 40)
@@ -82,6 +82,22 @@ def test_low_precision_errs_at_most_twice_as_much_as_torchs_own(kind, shape, dty
             theirs.append(error(their_iteration(G).double(), exact))
     one = count**0.5 * torch.finfo(dtype).eps / 2
     assert np.hypot.reduce(ours) <= 2 * max(np.hypot.reduce(theirs), one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(128, 256), (512, 256), (384, 1024), (160, 560)])
+@pytest.mark.parametrize("kept", [1, 4, 64])
+def test_zero_rows_err_at_most_twice_as_much_as_torchs_own_on_ill_conditioned_ones(kept, shape, dtype):
+    """On zero rows its own errs far less: there is nothing small to blow up, but in the Gram matrix."""
+    rng = np.random.default_rng(kept)
+    ours, theirs = [], []
+    for _ in range(3):
+        G = torch.from_numpy(mostly_zero(rng, *shape, kept)).float()
+        ours.append(error(newton_schulz.newton_schulz(G, dtype=dtype).double(), exactly(G)))
+        G = torch.from_numpy(INPUTS["condition 1e8"](rng, *shape)).float()
+        with iterating_in(dtype):
+            theirs.append(error(their_iteration(G).double(), exactly(G)))
+    assert np.hypot.reduce(ours) <= 2 * np.hypot.reduce(theirs)
 
 
 def test_without_a_restart_bfloat16_loses_everything():

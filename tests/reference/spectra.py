@@ -54,6 +54,13 @@ INPUTS: dict[str, Callable[[np.random.Generator, int, int], Array]] = {
 }
 
 
+def mostly_zero(rng: np.random.Generator, rows: int, columns: int, kept: int) -> Array:
+    """Gaussian in `kept` rows, or columns, of the long side, zero in the others."""
+    out = rng.standard_normal((rows, columns))
+    out[rng.permutation(rows)[kept:]] = 0
+    return out if rows >= columns else mostly_zero(rng, columns, rows, kept).T.copy()
+
+
 def error(got: Any, want: Any) -> float:
     """|got - want| / |want| in the Frobenius norm; |got| where nothing is wanted."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
