@@ -7,8 +7,8 @@ work for a matrix much wider than tall. But rounding moves R's eigenvalues by ab
 step on R multiplies what it did to the small ones by a² ≈ 12: with five in a row float32 keeps 3
 digits and bfloat16 none. So after three steps X is formed and R taken afresh from it. The shape
 decides which way is cheaper. One kind of input pays for it: with nearly all rows of the long side
-zero, X has no small singular values that rounding could move, but R has. There the error is up to 30
-times the plain iteration's, 5e-5 in float32.
+zero, X has no small singular values that rounding could move, but R has. There the error is up to
+30 times the plain iteration's, 5e-5 in float32.
 """
 
 from typing import Any

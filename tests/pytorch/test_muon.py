@@ -85,10 +85,10 @@ def test_low_precision_errs_at_most_twice_as_much_as_torchs_own(kind, shape, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(128, 256), (512, 256), (384, 1024), (160, 560)])
+@pytest.mark.parametrize("shape", [(128, 256), (300, 130)])
 @pytest.mark.parametrize("kept", [1, 4, 64])
-def test_zero_rows_err_at_most_twice_as_much_as_torchs_own_on_ill_conditioned_ones(kept, shape, dtype):
-    """On zero rows its own errs far less: there is nothing small to blow up, but in the Gram matrix."""
+def test_zero_rows_err_at_most_twice_as_much_as_torchs_on_ill_conditioned(kept, shape, dtype):
+    """torch's own errs far less on zero rows: only the Gram matrix has something small there."""
     rng = np.random.default_rng(kept)
     ours, theirs = [], []
     for _ in range(3):

@@ -70,7 +70,7 @@ def test_float32_errs_at_most_twice_as_much_as_the_plain_iteration(kind, shape):
     assert np.hypot.reduce(ours) <= 2 * max(np.hypot.reduce(theirs), count**0.5 * 2.0**-24)
 
 
-@pytest.mark.parametrize("shape", [(128, 256), (512, 256), (384, 1024), (160, 560)])
+@pytest.mark.parametrize("shape", [(128, 256), (300, 130)])
 @pytest.mark.parametrize("kept", [1, 4, 64])
 def test_zero_rows_cost_the_gram_matrix_digits_but_not_many(kept, shape):
     """There the plain iteration has nothing small to blow up. Ours has R, and stays within what
