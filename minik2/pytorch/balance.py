@@ -21,5 +21,6 @@ def forward(scores: Tensor, chosen: int, alpha: float) -> Tensor:
     best = scores.detach().topk(chosen, dim=-1).indices.flatten(1)
     counts = scores.new_zeros(batch, experts)
     counts.scatter_add_(1, best, torch.ones_like(best, dtype=scores.dtype))
-    shares = scores / scores.sum(-1, keepdim=True)
+    # 1e-20 as in the router: scores that all underflow give zeros, not NaN.
+    shares = scores / (scores.sum(-1, keepdim=True) + 1e-20)
     return alpha * experts / (chosen * tokens) * (counts * shares.mean(1)).sum() / batch

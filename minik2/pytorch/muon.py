@@ -70,11 +70,13 @@ class Muon(torch.optim.Optimizer):
         adjust_lr_fn: str = "match_rms_adamw",
         iteration_dtype: torch.dtype | None = None,
     ) -> None:
-        if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+        if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf and 0 <= momentum < 1):
             raise ValueError(
-                "Muon wants lr and weight_decay of 0 or more and a momentum from 0 to below 1, not "
-                f"lr={lr}, weight_decay={weight_decay}, momentum={momentum}."
+                "Muon wants lr and weight_decay finite, 0 or more, and momentum from 0 to below 1, "
+                f"not lr={lr}, weight_decay={weight_decay}, momentum={momentum}."
             )
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Muon wants a whole number of steps, 1 up, not {steps}; 5 is usual.")
         if adjust_lr_fn not in ("match_rms_adamw", "original"):
             raise ValueError(
                 f"adjust_lr_fn is 'match_rms_adamw' or 'original', not {adjust_lr_fn!r}; the first "
@@ -86,13 +88,19 @@ class Muon(torch.optim.Optimizer):
             "split": 1,
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.ndim not in (2, 3) or p.shape[-2] % group["split"]:
-                    raise ValueError(
-                        f"Muon updates matrices (r, c) and stacks (E, r, c) with r a multiple of "
-                        f"{group['split']}, not the shape {tuple(p.shape)}; leave it to AdamW."
-                    )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Also called for every group at the start. Raises ValueError for what is no matrix."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            if p.ndim not in (2, 3) or p.shape[-2] % group["split"] or not p.numel():
+                self.param_groups.pop()
+                raise ValueError(
+                    f"Muon updates matrices (r, c) and stacks (E, r, c) with numbers in them and r "
+                    f"a multiple of {group['split']}, not the shape {tuple(p.shape)}; leave it to "
+                    "AdamW."
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

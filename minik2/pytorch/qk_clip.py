@@ -75,7 +75,7 @@ def shrink(max_logits: Tensor, tau: float) -> Tensor:
     """`gamma` of any number of layers, unchecked: the host need not wait for the numbers."""
     # In 16 bits γ itself would be off by up to 0.4%.
     exact = max_logits.to(torch.promote_types(max_logits.dtype, torch.float32))
-    # A number over a tensor is its reciprocal times the number in torch, and 49 * (1 / 49) is not 1.
+    # torch takes a number over a tensor as its reciprocal times the number: 49 / 49 is not 1 then.
     return torch.full_like(exact, tau) / exact.clamp(min=tau)
 
 

@@ -25,10 +25,11 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+        sizes = all(0 <= size < math.inf for size in (lr, eps, weight_decay))
+        if not (sizes and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(
-                "AdamW wants lr, eps and weight_decay of 0 or more and betas from 0 to below 1, "
-                f"not lr={lr}, eps={eps}, weight_decay={weight_decay}, betas={betas}."
+                "AdamW wants lr, eps and weight_decay finite, 0 or more, and betas from 0 to below "
+                f"1, not lr={lr}, eps={eps}, weight_decay={weight_decay}, betas={betas}."
             )
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.means: dict[str, Array] = {}

@@ -31,7 +31,8 @@ def forward(scores: Array, chosen: int, alpha: float) -> tuple[float, dict[str, 
     sequence = np.repeat(np.arange(batch), tokens * chosen)
     counts = np.zeros((batch, experts))
     np.add.at(counts, (sequence, best.reshape(-1)), experts / (chosen * tokens))
-    total = scores.sum(axis=2, keepdims=True)
+    # 1e-20 as in the router: scores that all underflow give zeros, not NaN.
+    total = scores.sum(axis=2, keepdims=True) + 1e-20
     shares = scores / total
     loss = alpha * (counts * shares.mean(axis=1, dtype=np.float64)).sum() / batch
     return float(loss), {"counts": counts, "shares": shares, "total": total, "alpha": alpha}

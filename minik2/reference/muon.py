@@ -71,11 +71,13 @@ class Muon:
         steps: int = 5,
         adjust_lr_fn: str = "match_rms_adamw",
     ) -> None:
-        if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+        if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf and 0 <= momentum < 1):
             raise ValueError(
-                "Muon wants lr and weight_decay of 0 or more and a momentum from 0 to below 1, not "
-                f"lr={lr}, weight_decay={weight_decay}, momentum={momentum}."
+                "Muon wants lr and weight_decay finite, 0 or more, and momentum from 0 to below 1, "
+                f"not lr={lr}, weight_decay={weight_decay}, momentum={momentum}."
             )
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Muon wants a whole number of steps, 1 up, not {steps}; 5 is usual.")
         if adjust_lr_fn not in ("match_rms_adamw", "original"):
             raise ValueError(
                 f"adjust_lr_fn is 'match_rms_adamw' or 'original', not {adjust_lr_fn!r}; the first "

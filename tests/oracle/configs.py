@@ -71,6 +71,8 @@ def configs(draw: Any, scoring: str | None = None) -> ModelConfig:
         max_position_embeddings=4096,
         rope_theta=draw(st.sampled_from([100.0, 10000.0, 50000.0])),
         rope_scaling=draw(rope_scalings()),
+        # transformers' V2 knows pairs only.
+        rope_interleave=scoring == "softmax" or draw(st.booleans()),
         rms_norm_eps=THEIR_EPS,
         tie_word_embeddings=draw(st.booleans()),
     )

@@ -269,14 +269,22 @@ def test_the_optimizer_is_torchs(tmp_path):
 
 def test_settings_and_shapes_that_cannot_be_meant_get_sentences():
     p = parameter(np.ones((2, 3)))
-    for wrong in ({"lr": -1.0}, {"lr": 1.0, "momentum": 1.0}, {"lr": 1.0, "weight_decay": -0.1}):
+    for wrong in ({"lr": -1.0}, {"lr": 1.0, "momentum": 1.0}, {"lr": 1.0, "weight_decay": -0.1},
+                  {"lr": math.nan}, {"lr": 1.0, "weight_decay": math.inf}):
         with pytest.raises(ValueError, match="Muon wants lr"):
             Muon([p], **wrong)
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match="a whole number of steps, 1 up"):
+            Muon([p], lr=1.0, steps=steps)
     with pytest.raises(ValueError, match="not 'spectral'"):
         Muon([p], lr=1.0, adjust_lr_fn="spectral")
-    for shape in ((3,), (2, 2, 2, 2)):
+    muon = Muon([p], lr=1.0)
+    for shape in ((3,), (2, 2, 2, 2), (0, 7)):
         with pytest.raises(ValueError, match="leave it to AdamW"):
             Muon([parameter(np.ones(shape))], lr=1.0)
+        with pytest.raises(ValueError, match="leave it to AdamW"):
+            muon.add_param_group({"params": [parameter(np.ones(shape))]})
+    assert len(muon.param_groups) == 1
     with pytest.raises(ValueError, match="r a multiple of 2"):
         Muon([{"params": [parameter(np.ones((3, 4)))], "split": 2}], lr=1.0)
 

@@ -55,7 +55,8 @@ def test_float32_weights_stay_float32():
 
 
 def test_settings_and_shapes_that_cannot_be_meant_get_sentences():
-    for wrong in ({"lr": -1.0}, {"lr": 1.0, "betas": (0.9, 1.0)}, {"lr": 1.0, "eps": -1.0}):
+    for wrong in ({"lr": -1.0}, {"lr": 1.0, "betas": (0.9, 1.0)}, {"lr": 1.0, "eps": -1.0},
+                  {"lr": float("nan")}):
         with pytest.raises(ValueError, match="AdamW wants lr, eps"):
             AdamW(**wrong)
     with pytest.raises(ValueError, match=r"w is \(2, 3\) and its gradient \(3,\)"):

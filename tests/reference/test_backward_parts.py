@@ -238,6 +238,17 @@ def test_balance(shape, experts, data, seed):
     assert_alike({"scores": balance.backward(2.0, saved)}, want, terms)
 
 
+def test_scores_that_all_underflow_cost_nothing_and_are_no_nan():
+    scores = np.full((1, 2, 4), 0.25, np.float32)
+    scores[0, 0] = 0.0
+    value, saved = balance.forward(scores, 2, 0.5)
+    leaf = torch.from_numpy(scores).requires_grad_()
+    theirs = pytorch.balance.forward(leaf, 2, 0.5)
+    theirs.backward()
+    assert value == pytest.approx(0.25) and theirs.item() == pytest.approx(0.25)
+    assert np.isfinite(balance.backward(1.0, saved)).all() and leaf.grad.isfinite().all()
+
+
 def test_experts_alike_cost_alpha_and_one_alone_costs_more():
     # Each of 4 tokens prefers another expert, by as much.
     even = 0.1 + 0.8 * np.eye(4)[None]

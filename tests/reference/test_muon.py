@@ -1,5 +1,7 @@
 """The reference's Newton–Schulz and Muon against the formula, an SVD, and torch.optim.Muon."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -255,9 +257,13 @@ def test_the_update_has_the_size_of_adamws():
 
 
 def test_settings_and_shapes_that_cannot_be_meant_get_sentences():
-    for wrong in ({"lr": -1.0}, {"lr": 1.0, "momentum": 1.0}, {"lr": 1.0, "weight_decay": -0.1}):
+    for wrong in ({"lr": -1.0}, {"lr": 1.0, "momentum": 1.0}, {"lr": 1.0, "weight_decay": -0.1},
+                  {"lr": math.nan}, {"lr": 1.0, "weight_decay": math.inf}):
         with pytest.raises(ValueError, match="Muon wants lr"):
             Muon(**wrong)
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match="a whole number of steps, 1 up"):
+            Muon(lr=1.0, steps=steps)
     with pytest.raises(ValueError, match="not 'spectral'"):
         Muon(lr=1.0, adjust_lr_fn="spectral")
     weights = {"a": np.ones((2, 3)), "b": np.ones((3, 2)), "norm": np.ones(3)}
