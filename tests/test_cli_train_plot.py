@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minik2.plots import training as pictures
+from minik2.training import summary
 from tests import commands
 from tests.plots.test_training import lines
 
@@ -89,3 +90,27 @@ def test_what_no_picture_can_be_written_to_is_refused(call, output, sentence):
     status, out, err = call("run", "-o", output)
     assert (status, out) == (1, "") and sentence in err and "Traceback" not in err
     assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+def test_a_run_evaluated_before_its_first_step_alone_is_summed_up_by_its_training(tmp_path):
+    def said(entries):
+        for entry in entries:
+            entry.update(seconds=1.0, maxima_seconds=0.0)
+        path = tmp_path / str(len(entries))
+        run(path, entries)
+        found = summary.figures(path)
+        return found, summary.lines(found)[1:3]
+
+    entries = lines(30, every=100)
+    found, (first, last) = said(entries)
+    assert (found["held_out_first"], found["held_out_last"]) == (5.0, None)
+    recent = [entry["loss"] for entry in entries if entry["kind"] == "step"][-summary.RECENT :]
+    assert found["loss_last"] == pytest.approx(sum(recent) / 20)
+    assert first == "held out    5.000 nats a byte before the first step, not looked at since"
+    assert last == "loss        4.317 nats a byte of training, mean of the last 20 steps"
+    assert said(lines(8, every=100)[1:])[1][0] == (
+        "loss        4.438 nats a byte of training, mean of the last 8 steps")
+    found, (first, last) = said(lines(30))
+    assert found["held_out_last"] == 2.0
+    assert first == "held out    5.000 nats a byte at first, 2.000 at last"
+    assert not last.startswith("loss")
