@@ -301,18 +301,17 @@ def _plot(runs: list[Path], output: Path | None, as_json: bool) -> None:
                          "`minik2 train --plot runs/small-muonclip`.")
     from minik2.training import identity, metrics
 
+    runs = list({run.resolve(): run for run in runs}.values())  # none beside itself
     entries = [metrics.read(run) for run in runs]
     settings = [identity.read(run)["settings"] for run in runs]
     _needed("matplotlib", "A picture needs matplotlib")
     from minik2.plots import training as pictures
 
+    names = pictures.names(runs)
     if len(runs) == 1:
-        tau = settings[0]["tau"] if settings[0]["optimizer"] == "muonclip" else None
-        picture = pictures.one_run(runs[0].resolve().name, entries[0], tau)
+        tau = settings[0].get("tau") if settings[0].get("optimizer") == "muonclip" else None
+        picture = pictures.one_run(names[0], entries[0], tau)
     else:
-        names = [run.resolve().name for run in runs]
-        if len(set(names)) < len(names):
-            names = [str(run) for run in runs]
         picture = pictures.several_runs(dict(zip(names, entries, strict=True)))
     path = output or (runs[0] / "run.png" if len(runs) == 1 else Path("runs.png"))
     picture.write(path)

@@ -156,6 +156,7 @@ def test_as_json(call):
         "steps": 4, "tokens": 128, "seconds": pytest.approx(seconds),
         "tokens_per_second": pytest.approx(128 / seconds),
         "held_out_first": told["held_out_first"], "held_out_last": told["held_out_last"],
+        "loss_last": pytest.approx(sum(e["loss"] for e in steps) / 4),
         "largest_logit": max(max(e["max_logit"]) for e in steps),
         "heads_clipped": len(set(clipped)), "times_clipped": len(clipped),
         "maxima_share": pytest.approx(sum(e["maxima_seconds"] for e in steps) / seconds),

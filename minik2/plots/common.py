@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from minik2.files import write_whole
 
 # Okabe and Ito's palette, from dark to light (https://jfly.uni-koeln.de/color).
 LATENT = "#0072B2"
@@ -77,11 +78,22 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def write(self, path: str | Path) -> None:
-        """Save as a PNG file, beside and renamed, so that a broken-off write leaves the old one."""
+        """Save as a PNG file, whole, so that a broken-off write leaves the old one.
+
+        Raises ValueError for what is no .png file, OSError where it cannot be written.
+        """
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(self.png(SHOWN_DPI * FINER))
-        beside.replace(path)
+        try:
+            if path.exists() and not path.is_file():  # a rename would replace a device as well
+                raise ValueError(f"{path} is a directory, a device or a pipe, and a picture "
+                                 "replaces files alone; name a file that ends in .png.")
+            if path.suffix.lower() != ".png":
+                raise ValueError(f"{path} does not end in .png, and a picture is a PNG file; name "
+                                 "one that does.")
+            write_whole(path, self.png(SHOWN_DPI * FINER))
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror or error}); make its folder, "
+                          "or room there, or name a file elsewhere.") from error
 
     def __repr__(self) -> str:
         return f"Picture: {self.get_suptitle()}"

@@ -8,12 +8,20 @@ and orange mean the latent and the rotary part in this course, so no run is draw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from minik2.plots.common import AMOUNT, PLAIN, SECOND, TODAY, Picture, picture, styled
 
@@ -25,14 +33,22 @@ Look = tuple[str, Any]  # colour and dash
 SMOOTHED = 1 / 40
 # The key has room for so many layers; of more, evenly chosen ones are named.
 NAMED = 8
+# It has room for so many lines; of more, which are then smaller and in two columns, for so many.
+ROWS, KEYED = 12, 30
 # Longer names lose their beginning, where directories are alike, so that titles fit.
-LETTERS = 24
+LETTERS = 22
 # Neither five colours nor three dashes come again together before fifteen runs; a grey print has
 # the dashes.
 LOOKS: list[Look] = [(PLAIN[n % 5], ("-", "--", ":")[n % 3]) for n in range(15)]
 LOSSES = (0.3, 0.5, 0.7, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+ROUND = (1, 2, 5, 10)
 # From this on a largest logit's axis is logarithmic above 1, so that what came before stays seen.
 STEEP = 300
+# A tau more than so many times the largest logit is told, not drawn: it would press curves flat.
+FAR = 4
+# Points: the rate's line of the first of many runs, and the stroke that stands for a line where a
+# run has one step.
+THICKEST, STROKE = 5, 12
 
 
 class _Run:
@@ -41,11 +57,13 @@ class _Run:
     Tokens and seconds of an evaluation are those of the step before it.
     """
 
-    def __init__(self, name: str, entries: Entries) -> None:
+    def __init__(self, name: str, entries: Entries, number: str = "") -> None:
         steps = {entry["step"]: entry for entry in entries if entry["kind"] == "step"}
         if not steps:
             raise ValueError(f"{name} has made no step yet, so there is nothing to draw.")
-        self.name = name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+        room = LETTERS - len(number)
+        shown = number + (name if len(name) <= room else f"…{name[1 - room :]}")
+        self.name = shown.replace("$", r"\$")  # between two of them Matplotlib reads a formula
         self.step = np.array(list(steps))
         looks = [entry for entry in entries if entry["kind"] == "evaluation"]
         try:
@@ -64,7 +82,9 @@ class _Run:
         self.violation = np.array([max(e["violation"], default=np.nan) for e in steps.values()])
         self.clipped = [(n, *head[:2]) for n, e in steps.items() for head in e["clipped"]]
         self.held_out = np.array([entry["held_out"] for entry in looks])
-        self.looked = looks[-1]["step"] if looks else self.step[-1]  # where `last` is from
+        # Held-out text that was looked at before the first step alone says nothing of training.
+        self.judged = bool(looks and looks[-1]["step"])
+        self.ended = looks[-1]["step"] if self.judged else self.step[-1]  # where `last` is from
         places = np.searchsorted(self.step, [entry["step"] for entry in looks], "right")
         self.held_out_at = {by: np.array([0, *x])[places] for by, x in self.at.items()}
 
@@ -82,8 +102,17 @@ class _Run:
         return smoothed
 
     def last(self) -> float:
-        """The last held-out loss, or where there is none yet, the last training loss."""
-        return float(self.held_out[-1] if len(self.held_out) else self.smooth()[-1])
+        """The last held-out loss, or where no step was judged yet, the last training loss."""
+        return float(self.held_out[-1] if self.judged else self.smooth()[-1])
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """Directories, each another, named by their last parts: as many as tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    kept = 1
+    while len({path[-kept:] for path in parts}) < len(parts):
+        kept += 1
+    return [str(Path(*path[-kept:])) for path in parts]
 
 
 @styled
@@ -95,14 +124,19 @@ def one_run(name: str, entries: Entries, tau: float | None = None) -> Picture:
     run without a step.
     """
     run = _Run(name, entries)
-    first = run.held_out[0] if len(run.held_out) else run.loss[0]
-    figure, logits, key = _panels(
-        f"{run.name}: {first:.2f} nats a byte at first, {run.last():.2f} after "
-        f"{run.looked:,} steps", [run], [(TODAY, "-")])  # fmt: skip
+    last = f"{run.last():.2f} after {_steps(run.ended)}"
+    if run.judged:
+        title = f"{run.held_out[0]:.2f} nats a byte at first, {last}"
+    elif len(run.held_out):
+        title = (f"{run.held_out[0]:.2f} nats a byte at step 0, not evaluated since; "
+                 f"training loss {last}")  # fmt: skip
+    else:
+        title = f"training loss {run.loss[0]:.2f} nats a byte at first, {last}"
+    figure, logits, key = _panels(f"{run.name}: {title}", [run], [(TODAY, "-")])
     tops, layers = run.logits.max(axis=0), run.logits.shape[1]
     shades = AMOUNT(np.linspace(0.35, 1, layers))
     for layer in range(layers):
-        logits.plot(run.step, run.logits[:, layer], color=shades[layer], linewidth=1.2)
+        _line(logits, run.step, run.logits[:, layer], 1.2, color=shades[layer])
     named = np.unique(np.linspace(0, layers - 1, min(layers, NAMED)).round().astype(int))
     lines = [Line2D([], [], color=shades[n], label=f"largest logit, layer {n}") for n in named]
     said = f"largest logit: {tops.max():.3g}, in layer {tops.argmax()}"
@@ -110,9 +144,11 @@ def one_run(name: str, entries: Entries, tau: float | None = None) -> Picture:
         steps = [step for step, _, _ in run.clipped]
         heights = [run.logits[run.step == step, layer][0] for step, layer, _ in run.clipped]
         logits.plot(steps, heights, "v", color=SECOND, markersize=5, zorder=5)
-        logits.axhline(tau, color=SECOND, linewidth=1, linestyle="--")
-        lines.append(Line2D([], [], color=SECOND, linewidth=1, linestyle="--",
-                            label=f"tau: {tau:g}"))  # fmt: skip
+        far = tau > FAR * tops.max()
+        if not far:
+            logits.axhline(tau, color=SECOND, linewidth=1, linestyle="--")
+        lines.append(Line2D([], [], color=SECOND, linewidth=1, linestyle="" if far else "--",
+                            label=f"tau: {tau:g}{', far above' if far else ''}"))  # fmt: skip
         if steps:
             lines.append(Line2D([], [], color=SECOND, linestyle="", marker="v", markersize=5,
                                 label="a head is clipped"))  # fmt: skip
@@ -130,13 +166,18 @@ def several_runs(runs: Mapping[str, Entries]) -> Picture:
     A run's logit is its largest over the layers. Raises ValueError for a run without a step.
     """
     found = [_Run(name, entries) for name, entries in runs.items()]
+    if len({run.name for run in found}) < len(found):  # names alike but for what was cut off
+        found = [_Run(name, lines, f"{n}: ") for n, (name, lines) in enumerate(runs.items(), 1)]
     looks = [LOOKS[n % len(LOOKS)] for n in range(len(found))]
-    best, *others = sorted(found, key=_Run.last)
+    best, second, *_ = sorted(found, key=_Run.last)
+    sources = [" held out" if run.judged else " in training" for run in (best, second)]
+    if best.judged and second.judged:
+        sources = [" nats a byte", ""]
     figure, logits, key = _panels(
-        f"{best.name} is lowest: {best.last():.2f} nats a byte after {best.looked:,} steps; "
-        f"{others[0].name}: {others[0].last():.2f} after {others[0].looked:,}", found, looks)
+        f"{best.name} is lowest: {best.last():.2f}{sources[0]} after {_steps(best.ended)}; "
+        f"{second.name}: {second.last():.2f}{sources[1]} after {second.ended:,}", found, looks)
     for run, (colour, dash) in zip(found, looks, strict=True):
-        logits.plot(run.step, run.logits.max(axis=1), color=colour, linestyle=dash)
+        _line(logits, run.step, run.logits.max(axis=1), 1.5, color=colour, linestyle=dash)
     wildest = max(found, key=lambda run: run.logits.max())
     top = wildest.logits.max()
     _steep(logits, top, f"largest logit: {top:.3g}, of {wildest.name}")
@@ -151,18 +192,20 @@ def _panels(
     figure, ((by_tokens, by_seconds, rate), (logits, balance, key)) = picture(title, 12, 6.4, 2, 3)
     for axes, by in ((by_tokens, "tokens"), (by_seconds, "seconds")):
         for run, (colour, dash) in zip(runs, looks, strict=True):
-            axes.plot(run.at[by], run.smooth(), color=colour, linewidth=0.8, alpha=0.7)
+            _line(axes, run.at[by], run.smooth(), 0.8, color=colour, alpha=0.7)
             axes.plot(run.held_out_at[by], run.held_out, "o", linestyle=dash, color=colour,
                       markersize=4)  # fmt: skip
         axes.set(yscale="log", xlabel=f"{by} of training", ylabel="loss, nats a byte")
-        axes.yaxis.set_major_locator(FixedLocator(LOSSES))
+        axes.yaxis.set_major_locator(_loss_ticks(*axes.get_ylim()))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    by_tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
+    by_seconds.xaxis.set_major_formatter("{x:.10g}")
     for n, (run, (colour, dash)) in enumerate(zip(runs, looks, strict=True)):
         # Rates are often the same: earlier ones are seen around later ones.
-        rate.plot(run.step, run.rate, color=colour, linestyle=dash, linewidth=len(runs) + 0.5 - n)
-        balance.plot(run.step, run.violation, color=colour, linestyle=dash, linewidth=1)
+        width = 0.5 + min(len(runs), THICKEST) * (1 - n / len(runs))
+        _line(rate, run.step, run.rate, width, color=colour, linestyle=dash)
+        _line(balance, run.step, run.violation, 1, color=colour, linestyle=dash)
     ends = [run.at["tokens"][-1] for run in runs]
     times = [run.at["seconds"][-1] for run in runs]
     speeds = [tokens / seconds for tokens, seconds in zip(ends, times, strict=True)]
@@ -175,7 +218,25 @@ def _panels(
                       f"busiest expert: at most {1 + worst:.2f} times its share")
     balance.set(xlabel="step", ylabel="violation: load / mean − 1",
                 ylim=(0, 1.05 * max(worst or 0, 0.1)))  # fmt: skip
+    for axes in (rate, logits, balance):
+        whole = MaxNLocator("auto", steps=ROUND, integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(whole)
     return figure, logits, key
+
+
+def _loss_ticks(low: float, high: float) -> Locator:
+    """LOSSES, unless the axis has too few of them or, as where losses explode, too wide a range."""
+    if high > 20 * low:
+        return LogLocator(subs=ROUND[:3])
+    if sum(low <= loss <= high for loss in LOSSES) > 1:
+        return FixedLocator(LOSSES)
+    return MaxNLocator(4, steps=ROUND)
+
+
+def _line(axes: Axes, x: Array, y: Array, width: float, **look: Any) -> None:
+    """A line by steps; of a single one, through which none goes, a stroke."""
+    axes.plot(x, y, linewidth=width, marker="_" if len(x) == 1 else "", markersize=STROKE,
+              markeredgewidth=width, **look)
 
 
 def _steep(axes: Axes, top: float, title: str) -> None:
@@ -183,6 +244,10 @@ def _steep(axes: Axes, top: float, title: str) -> None:
     axes.set(xlabel="step", ylabel="after scaling, before the softmax")
     if top > STEEP:
         axes.set_yscale("symlog", linthresh=1)
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
 
 
 def _span(values: Sequence[float], form: str) -> str:
@@ -201,9 +266,16 @@ def _key(
     lines = [
         Line2D([], [], color=colour, linestyle=dash, marker="o", markersize=4,
                label="held-out text" if single else run.name)
-        for run, (colour, dash) in zip(runs, looks, strict=True)
+        for run, (colour, dash) in zip(runs[:KEYED], looks, strict=False)
     ]  # fmt: skip
+    if len(runs) > KEYED:
+        lines.append(Line2D([], [], linestyle="", label=f"and {len(runs) - KEYED} more"))
     thin = Line2D([], [], color=TODAY if single else PLAIN[0], linewidth=0.8, alpha=0.7,
                   label=f"training{mean}")  # fmt: skip
     axes.axis("off")
-    axes.legend(handles=[*lines, thin, *more], loc="upper left", fontsize=9)
+    handles = [*lines, thin, *more]
+    small = {"fontsize": 6.5, "ncols": 2, "labelspacing": 0.4, "handlelength": 2.5,
+             "columnspacing": 1}  # fmt: skip
+    legend = axes.legend(handles=handles, loc="upper left",
+                         **small if len(handles) > ROWS else {"fontsize": 9})  # fmt: skip
+    legend.set_in_layout(False)  # it may reach below its cell, and shrink no panel

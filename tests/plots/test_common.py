@@ -1,6 +1,8 @@
 """What all figures share: colours that a grey print keeps apart, a picture that saves itself."""
 
+import errno
 import itertools
+import os
 
 import matplotlib
 import numpy as np
@@ -59,6 +61,47 @@ def test_a_picture_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
     figure.write(path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("folder", "is a directory, a device or a pipe, and a picture replaces files alone"),
+    ("pipe.png", "is a directory, a device or a pipe, and a picture replaces files alone"),
+    ("one.pdf", "does not end in .png, and a picture is a PNG file; name one that does"),
+    ("one", "does not end in .png"),
+])  # fmt: skip
+def test_only_a_png_file_is_replaced(tmp_path, name, sentence):
+    figure, _ = common.picture("One", 2, 2)
+    (tmp_path / "folder").mkdir()
+    if name == "pipe.png":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("there are no named pipes here")
+        os.mkfifo(tmp_path / name)
+    before = {path: path.stat().st_mode for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError) as caught:
+        figure.write(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name} {sentence}")
+    assert {path: path.stat().st_mode for path in tmp_path.iterdir()} == before
+    figure.write(tmp_path / "ONE.PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    figure, _ = common.picture("One", 2, 2)
+    path = tmp_path / "missing" / "one.png"
+    with pytest.raises(OSError) as caught:
+        figure.write(path)
+    assert str(caught.value) == (f"{path} cannot be written ({os.strerror(errno.ENOENT)}); make "
+                                 "its folder, or room there, or name a file elsewhere.")
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "one.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError) as caught:
+        figure.write(path)
+    assert str(caught.value).startswith(f"{path} cannot be written ({os.strerror(errno.ENOSPC)})")
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
 
 
 def test_a_picture_says_its_title_where_it_cannot_be_shown():

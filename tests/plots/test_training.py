@@ -1,9 +1,11 @@
 """The pictures of runs: what is drawn is what the lines say, and titles say it in numbers."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_rgb
 
 from minik2.plots import training
@@ -112,10 +114,115 @@ def test_what_never_happened_is_not_in_the_key():
 def test_a_run_in_progress_and_one_without_experts_are_drawn():
     begun = [entry for entry in lines(3) if entry["kind"] == "step"]
     assert one_run("new", begun).get_suptitle() == (
-        "new: 4.67 nats a byte at first, 4.00 after 3 steps")
+        "new: training loss 4.67 nats a byte at first, 4.00 after 3 steps")
     figure = several_runs({"new": begun, "dense": lines(dense=True)})
     assert titles(figure)[4].startswith("busiest expert")
     assert titles(one_run("dense", lines(dense=True)))[4] == "no layer has experts"
+
+
+def test_an_evaluation_before_the_first_step_is_not_told_as_the_last():
+    stopped = lines(9)
+    assert one_run("mine", stopped).get_suptitle() == (
+        "mine: 5.00 nats a byte at step 0, not evaluated since; training loss 4.00 after 9 steps")
+    assert several_runs({"a": stopped, "b": lines(last=4.5)}).get_suptitle() == (
+        "a is lowest: 4.00 in training after 9 steps; b: 4.50 held out after 40")
+    assert several_runs({"a": stopped, "b": lines()}).get_suptitle() == (
+        "b is lowest: 2.00 held out after 40 steps; a: 4.00 in training after 9")
+
+
+@pytest.mark.parametrize("name", ["$x_^$", "a$b", "a$b$c", r"\$x", "_x"])
+def test_names_are_drawn_as_they_are(name):
+    one, two = one_run(name, lines()), several_runs({name: lines(), "other": lines(20)})
+    texts = [one.get_suptitle(), two.get_suptitle(), titles(two)[3], key(two)[0]]
+    assert not any(map(is_math_text, texts))
+    texts = [text.replace(r"\$", "$") for text in texts]  # as Matplotlib does
+    assert texts[0].startswith(f"{name}: ") and texts[1].startswith(f"{name} is lowest")
+    assert texts[2:] == [f"largest logit: 42, of {name}", name]
+    two.draw_without_rendering()
+
+
+def test_directories_are_named_by_as_much_as_tells_them_apart(tmp_path):
+    assert training.names([tmp_path / "a" / "x", Path("y")]) == ["x", "y"]
+    runs = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
+    assert training.names(runs) == [str(Path(*run.parts[-2:])) for run in runs]
+
+
+def test_runs_whose_shown_names_are_alike_are_numbered():
+    figure = several_runs({f"{n}/a-name-longer-than-is-shown": lines(n) for n in (20, 30)})
+    assert [name[:4] for name in key(figure)[:2]] == ["1: …", "2: …"]
+    assert all(len(name) <= training.LETTERS for name in key(figure)[:2])
+
+
+def labels(axis):
+    """The numbers at an axis that lie within it."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1.get_text() for tick in axis.get_major_ticks()
+            if low <= tick.get_loc() <= high]  # fmt: skip
+
+
+@pytest.mark.parametrize("low, high", [(5.525, 5.535), (3.1, 3.9), (0.01, 0.02), (20, 90), (2, 5),
+                                       (2, 3000)])  # fmt: skip
+def test_a_loss_axis_has_numbers_that_stand_apart(low, high):
+    entries = lines(20)
+    for entry in entries:
+        if entry["kind"] == "step":
+            entry["loss"] = low + (high - low) * (entry["step"] - 1) / 19
+        elif entry["kind"] == "evaluation":
+            entry["held_out"] = high
+    figure = one_run("mine", entries)
+    figure.draw_without_rendering()
+    for axes in figure.axes[:2]:
+        assert 2 <= len(labels(axes.yaxis)) == len(set(labels(axes.yaxis))) <= 12
+        tops = [text.get_window_extent() for text in axes.get_yticklabels()]
+        inside = [box for box in tops if axes.bbox.y0 <= (box.y0 + box.y1) / 2 <= axes.bbox.y1]
+        assert all(a.y1 < b.y0 for a, b in itertools.pairwise(inside))
+
+
+def test_a_run_of_one_step_is_seen():
+    figure = one_run("mine", lines(1), tau=100.0)
+    several = several_runs({"mine": lines(1), "other": lines(1)})
+    for axes in [*figure.axes[:5], *several.axes[:5]]:
+        alone = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        assert alone and all(line.get_marker() not in ("", "None") for line in alone)
+    assert figure.get_suptitle().endswith("5.00 nats a byte at step 0, not evaluated since; "
+                                          "training loss 4.00 after 1 step")  # fmt: skip
+    figure.draw_without_rendering()
+    assert labels(figure.axes[3].xaxis) == ["1"]
+    assert all(line.get_marker() == "" for line in one_run("mine", lines(2)).axes[3].lines)
+
+
+def test_a_tau_far_above_the_logits_is_told_and_leaves_them_the_axis():
+    figure = one_run("mine", lines(), tau=1000.0)
+    logits = figure.axes[3]
+    assert len(logits.lines) == 4 and logits.get_ylim()[1] < 50  # the fourth: no head is clipped
+    assert "tau: 1000, far above" in key(figure)
+    near = one_run("mine", lines(), tau=42.0 * training.FAR)
+    assert near.axes[3].get_ylim()[1] > 42 * training.FAR and "tau: 168" in key(near)
+
+
+@pytest.mark.parametrize("pace", [0.001, 0.03, 50, 20_000])
+def test_seconds_are_plain_numbers(pace):
+    figure = one_run("mine", lines(pace=pace))
+    figure.draw_without_rendering()
+    seconds = [float(text) for text in labels(figure.axes[1].xaxis)]
+    assert seconds[-1] <= 42 * pace and len(set(seconds)) == len(seconds) > 2
+
+
+@pytest.mark.parametrize("count", [13, 20, 45])
+def test_many_runs_keep_their_panels_and_fit_their_key(count):
+    few = several_runs({str(n): lines() for n in range(2)})
+    names = [f"{n:02}-a-name-as-long-as-any" for n in range(count)]
+    many = several_runs({name: lines() for name in names})
+    for figure in (few, many):
+        figure.draw_without_rendering()
+    for one, other in zip(few.axes, many.axes, strict=True):
+        assert one.bbox.height == pytest.approx(other.bbox.height, rel=0.02)
+    widths = [line.get_linewidth() for line in many.axes[2].lines]
+    assert max(widths) <= 6 and all(a > b for a, b in itertools.pairwise(widths))
+    told = many.axes[-1].get_legend().get_window_extent()
+    assert told.y0 >= 0 and told.x1 <= many.bbox.x1
+    assert len(key(many)) == min(count, training.KEYED) + 1 + (count > training.KEYED)
+    assert (f"and {count - training.KEYED} more" in key(many)) == (count > training.KEYED)
 
 
 def test_a_run_without_a_step_is_refused():
