@@ -1,5 +1,8 @@
 """The cost rule against the package's own count of operations, and against common sense."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from minik2 import ModelConfig, cost, sizing
@@ -42,8 +45,8 @@ def test_decoding_moves_the_cache_once_when_absorbed():
     assert more * cfg.num_hidden_layers == sizing.kv_cache_bytes(cfg, 1)
 
 
-@pytest.mark.parametrize(("name", "border"), [("bench", 128), ("kimi-k2", 171)])
-def test_the_forms_change_places_once_and_where_the_module_says(name, border):
+@pytest.mark.parametrize(("name", "border", "last"), [("bench", 128, 228), ("kimi-k2", 171, 204)])
+def test_the_forms_change_places_once_and_where_the_module_says(name, border, last):
     cfg = ModelConfig.preset(name)
     for cached in (0, 100, 8192, 10**6):
         chosen = [cost.absorb(cfg, new, cached) for new in range(1, 4000)]
@@ -51,8 +54,19 @@ def test_the_forms_change_places_once_and_where_the_module_says(name, border):
         assert not chosen[-1]
         if cached:
             assert chosen[0]
+    assert sum(chosen) == pytest.approx(last, abs=1)
     few, many = cost.absorbed(cfg, border, 10**9), cost.expanded(cfg, border, 10**9)
     assert few.flops == pytest.approx(many.flops, rel=0.01)
+
+
+def test_on_the_measured_grid_the_rule_errs_by_what_the_module_and_lesson_03_say():
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "absorption.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    cfg, slower = ModelConfig.preset(found["preset"]), []
+    for p in found["points"]:
+        form = "absorbed" if cost.absorb(cfg, p["new"], p["cached"]) else "expanded"
+        slower.append(p[form] / min(p["absorbed"], p["expanded"]))
+    assert round(max(slower), 2) == 1.24
 
 
 def test_seconds_are_those_of_operations_and_bytes_together():
