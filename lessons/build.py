@@ -63,7 +63,13 @@ def added(notebook: NotebookNode, built: NotebookNode) -> int:
 
 
 def keep_outputs(built: NotebookNode, old: NotebookNode) -> None:
-    """Give the built cells the outputs that cells of the same source have in the old notebook."""
+    """Give the built cells the outputs that cells of the same source have in the old notebook.
+
+    The Python that it names stays as well, so that building with another one changes no file.
+    """
+    language = old.metadata.get("language_info", {})
+    if version := language.get("version"):
+        built.metadata.language_info.version = version
     kept: dict[str, list[NotebookNode]] = {}
     for cell in old.cells:
         if cell.cell_type == "code":

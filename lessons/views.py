@@ -16,6 +16,7 @@ of a lesson among them. They stand in the worksheets too, in their places, and n
 from __future__ import annotations
 
 import ast
+import platform
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,7 +199,13 @@ def _folded(summary: str, text: str) -> str:
 
 def _notebook(cells: list[NotebookNode]) -> NotebookNode:
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    # What a kernel says of itself: with less, JupyterLab takes the notebook for changed on opening.
+    language = {
+        "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+        "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3", "version": platform.python_version(),
+    }  # fmt: skip
+    metadata = {"kernelspec": kernel, "language_info": language}
     notebook = new_notebook(cells=cells, metadata=metadata)
     nbformat.validate(notebook)
     return notebook

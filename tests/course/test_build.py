@@ -104,6 +104,16 @@ def test_a_rebuild_keeps_outputs_and_is_else_the_same(lesson, tmp_path):
     assert contents(tmp_path) == bare
 
 
+def test_a_rebuild_keeps_the_python_that_a_notebook_names(lesson, tmp_path):
+    (path, *_) = build.build(lesson, tmp_path)
+    notebook = read(path)
+    notebook.metadata.language_info.version = "3.99.1"
+    build.write(path, notebook)
+    before = contents(tmp_path)
+    build.build(lesson, tmp_path)
+    assert contents(tmp_path) == before
+
+
 def test_a_changed_cell_loses_its_outputs_and_the_others_keep_theirs(lesson, tmp_path):
     build.build(lesson, tmp_path)
     path = tmp_path / "solutions" / NAME

@@ -8,6 +8,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from lessons import build, views
 from lessons.execute import RunError, run
 
 
@@ -37,6 +38,12 @@ def test_outputs_are_kept_and_tidied(tmp_path):
     assert all("execution" not in c.metadata for c in made.cells), "no times of day"
     assert given.cells[1].outputs == [], "the notebook that was given stays as it was"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kernel_says_of_itself_what_a_notebook_says_before_it_has_run(tmp_path):
+    """Or else JupyterLab, which asks it, takes every notebook for changed on opening."""
+    before = views.views(views.read(build.sources()[0]))["exercises"].metadata
+    assert run(notebook("6 * 7"), tmp_path, 60).metadata.language_info == before.language_info
 
 
 def test_sliders_are_not_kept_and_the_figure_beside_them_is(tmp_path):
