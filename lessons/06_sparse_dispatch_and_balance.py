@@ -645,6 +645,9 @@ plots.cure(biases["switched on"][half:], loads["switched on"], half)
 plots.cost(loads, losses, half)
 
 # %% [markdown]
+# (The violations here are those of single batches, which are less even
+# than the sum of many that was counted above.)
+#
 # Look at the right panel before you believe that balance makes a better
 # model. At this size it hardly matters. In the course's own experiment
 # (`python -m minik2.experiments balance`, three seeds) the collapsed runs

@@ -24,6 +24,7 @@ np.set_printoptions(precision=3, suppress=True)
 
 # %%
 import sys
+import textwrap
 from collections import Counter
 from unittest import mock
 
@@ -446,7 +447,9 @@ print(f"{'the same, in bfloat16':<26} {worst:.0e}")
 for taken in (True, False):
     kinds = {name.split(".")[-2] for name, X in momenta.items()
              if muon.takes(name, X.shape) == taken}
-    print("Muon: " if taken else "AdamW:", ", ".join(sorted(kinds)))
+    print(textwrap.fill(", ".join(sorted(kinds)), 76, initial_indent=
+                        "Muon:  " if taken else "AdamW: ",
+                        subsequent_indent=7 * " "))
 
 # %% [markdown]
 # ## 6. A stack of experts

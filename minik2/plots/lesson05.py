@@ -211,13 +211,14 @@ def groups(choice: Array, free: Array, limited: Array, kept: int) -> Picture:
                     "markeredgewidth": 2}, "chosen from all (K2)")):  # fmt: skip
         row, column = np.nonzero(mask)
         axes.plot(column, row, linestyle="none", label=label, **style)
+    axes.plot([], [], "s", color=FAINT, markersize=11, label="dropped groups: drawn faded")
     ticks(axes, y=[f"{'kept' if g in stay else 'dropped'}: {worth[g]:.3f}"
                    for g in range(len(choice))])  # fmt: skip
     for group, label in enumerate(axes.get_yticklabels()):
         label.set_fontweight("bold" if group in stay else "normal")
     axes.set(aspect="auto", xlabel="expert within the group",
              ylabel="group, and its two best scores")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
     return figure
 
 

@@ -147,8 +147,8 @@ def loads_over_steps(loads: Mapping[str, Array], switched: int, chosen: int) -> 
     for axes, (arm, share) in zip(panels, shares.items(), strict=True):
         image = heat(axes, share.T, low=0, high=experts / chosen)
         axes.set_aspect("auto")
-        idle = int((_end(loads[arm]) < 0.1).sum())
-        axes.set(title=f"{arm}: {idle} idle at the end", xlabel="step")
+        few = int((_end(loads[arm]) < 0.1).sum())
+        axes.set(title=f"{arm}: {few} below a tenth of their share", xlabel="step")
     panels[1].axvline(switched, color=SECOND, linewidth=2)
     panels[1].set_xlabel("step; the line is the switch")
     panels[0].set(ylabel="expert", yticks=range(0, experts, max(1, experts // 8)))

@@ -57,8 +57,10 @@ def step_sizes(steps: Array, errors: Mapping[str, Array], size: float) -> Pictur
 
 
 def _power(step: float) -> str:
-    """The nearest power of ten, as in print."""
-    return "10" + str(round(np.log10(step))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    """One digit and a power of ten, as in print."""
+    digit, power = f"{step:.0e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ("" if digit == "1" else f"{digit}·") + f"10{raised}"
 
 
 @styled

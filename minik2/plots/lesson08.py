@@ -48,8 +48,8 @@ def slopes(start: Array, curves: Mapping[str, Array], real: Array) -> Picture:
     lowest = min(reach[name] for name in others)
     share = {name: (real > low).mean() for name, low in reach.items()}
     if reach[first] < lowest:
-        title = f"{first} brings singular values above {reach[first]:.3f} past a half, the others "
-        title += f"those above {lowest:.3f}"
+        title = f"Brought past a half: above {reach[first]:.3f} by {first}, "
+        title += ", ".join(f"{reach[name]:.3f} by {name}" for name in others)
     else:
         title = f"{first} does not reach smaller singular values than the others"
     figure, axes = picture(title, 9, 3.9)

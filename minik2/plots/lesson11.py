@@ -49,10 +49,11 @@ def what_is_read(
     """
     size = np.array(batches)
     each = np.sum(list(read.values()), axis=0) / size
-    figure, (left, right) = picture(
-        f"With {size[-1]:,} sequences at a time a token costs {each[0] / each[-1]:.0f} times fewer "
-        "bytes than alone",
-        9.6, 3.6, columns=2, width_ratios=(1.5, 1))  # fmt: skip
+    over = int((size <= fits).sum())
+    last = max(over, 1) - 1
+    title = (f"With {size[last]:,} sequences at a time a token costs {each[0] / each[last]:.0f} "
+             "times fewer bytes than alone" if over else "Not one sequence fits into memory")
+    figure, (left, right) = picture(title, 9.6, 3.6, columns=2, width_ratios=(1.5, 1))
     bottom = np.zeros(len(size))
     for name, (colour, hatch) in READ.items():
         height = read[name] / size / 1e9
@@ -62,7 +63,6 @@ def what_is_read(
     for place, height in enumerate(bottom):
         left.text(place, height, f"{height:.3g}", ha="center", va="bottom", fontsize=8.5)
     ticks(left, x=[str(n) for n in batches])
-    over = int((size <= fits).sum())
     if over < len(size):
         left.axvline(over - 0.5, color=SECOND, linewidth=1.5)
         left.text(over - 0.42, 0.62 * bottom.max(), "does not fit\ninto memory", color=SECOND,
