@@ -307,7 +307,8 @@ assert apart < 1e-9
 #
 # These are the tensors of one layer of your model, as they are in the
 # file. K2's layer 1 has the same list, only that its experts go up to
-# 383.
+# 383, and that the released FP8 files also have a `…weight_scale_inv`
+# beside most matrices (lesson 11).
 
 # %%
 weights = by_hand.weights

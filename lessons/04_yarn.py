@@ -683,7 +683,7 @@ plots.where_it_looks(weights, window, layer, head)
 # %%
 peak = 32 + int(weights[STEP][32:window].argmax())
 for name in ("unchanged", STEP):
-    print(f"{peak} tokens back, turns of pairs 0 to 3, {name:<16}:",
+    print(f"{peak} tokens back, turns of pairs 0 to 3, {name}:\n   ",
           peak * schemes[name][0][:4] / (2 * np.pi))
 
 # %% [markdown]

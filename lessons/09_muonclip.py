@@ -124,8 +124,8 @@ for top in (3.0, 30.0, maxima["plain"].max(), 1000.0):
     three = torch.tensor([1 / 3, 2 / 3, 1.0]).double() * top
     weights = three.softmax(0).numpy()
     spacing = 2.0 ** (np.floor(np.log2(top)) - 7)
-    print(f"{top:13.0f}   {weights[0]:.1e} {weights[1]:.1e} "
-          f"{weights[2]:.3f}   {spacing:.3f}")
+    print(f"{top:13.0f}   {weights[0]:8.1e} {weights[1]:8.1e} "
+          f"{weights[2]:.3f}   {spacing:18.3f}")
 
 # %% [markdown]
 # A spacing of 1 between logits is a factor of $e = 2.7$ between weights.
@@ -429,8 +429,8 @@ else:
     want = np.where(seen, g[:, None, None] * logits, -np.inf)
     want = np.exp(want - want.max(-1, keepdims=True))
     want /= want.sum(-1, keepdims=True)
-    print("transformers' weights - softmax of gamma times the old logits:",
-          error(shares[0], want))
+    print("transformers' weights - softmax of gamma times the old logits: "
+          f"{error(shares[0], want):.0e}")
     assert error(shares[0], want) < 1e-4
 
 # %% [markdown]
@@ -543,7 +543,7 @@ keys *= k2.num_hidden_layers
 token = 2 * minik2.sizing.parameters(k2).active
 row = k2.kv_lora_rank + k2.qk_rope_head_dim
 print(f"all keys formed anew: {keys:.1e} operations, {keys / token:.0f} "
-      "times the token's products with its active weights")
+      "times\nthe token's products with its active weights")
 print(f"or every head's length kept: {heads} more numbers beside {row}, "
       f"a cache {heads / row:.0%} larger")
 
@@ -564,7 +564,7 @@ per_head = (N2 + R2) * k2.q_lora_rank + N2 * k2.kv_lora_rank
 total = minik2.sizing.parameters(k2).total
 print(f"heads: {every:,}; 12.7% of them: {0.127 * every:.0f}")
 print(f"rows of a head that a clip scales: {N2 + R2} of q_b_proj, {N2} of "
-      f"kv_b_proj; left alone: {V2} value rows")
+      f"kv_b_proj;\nleft alone: {V2} value rows")
 print(f"all heads clipped: {every * per_head / total:.2%} of the weights")
 print(f"70,000 of {15.5e12 / 2**26:,.0f} steps: "
       f"{70_000 * 2**26 / 15.5e12:.0%}")
@@ -607,8 +607,9 @@ print(f"70,000 of {15.5e12 / 2**26:,.0f} steps: "
 for logit in (100, 1000):
     print(f"logit {logit}: {np.sqrt(logit / np.sqrt(N2 + R2)):.1f}")
 longest = [np.linalg.norm(a[0], axis=-1).max(0) for a in (q, k)]
-print("our trained block, head by head: longest query and key aligned",
-      scale * longest[0] * longest[1], "\nlargest logit there is", ours)
+print("our trained block, head by head:\nlongest query and key aligned",
+      scale * longest[0] * longest[1],
+      "\nlargest logit there is       ", ours)
 
 # %% [markdown]
 # <div class="alert alert-success">

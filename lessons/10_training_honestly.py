@@ -503,7 +503,8 @@ print(f"seconds, a step {slower:.2f} times as long:  "
 
 # %% [markdown]
 # Fewer tokens, and no less time, for all that three seeds can say. Muon
-# wins by token and not by the clock, at this size. Why is its step so
+# wins by token and not by the clock, at this size. (The times are of
+# 2026-11-24; the engine has changed since.) Why is its step so
 # much longer? Newton–Schulz costs the same however many tokens a step
 # has. (And the largest logits are looked for in a pass of their own.)
 
@@ -703,7 +704,7 @@ print(f"tokens read for each number: {all_tokens / stored:.1f}; here "
 #
 # <details><summary>Answer</summary>
 #
-# The three numbers have a mean of about -0.5% and a standard deviation of
+# The three numbers have a mean of about -0.4% and a standard deviation of
 # about 1.6%. The mean of $n$ seeds has a standard error of
 # $1.6\% / \sqrt n$. Twice that is to be 0.8% at most:
 # $\sqrt n \geq 2 \cdot 1.6 / 0.8 = 4$, so $n =$ **16** seeds of both

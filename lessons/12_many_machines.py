@@ -120,7 +120,7 @@ def careless(group):
 try:
     processes.run(careless, 4)
 except processes.ProcessError as told:
-    print(told)
+    print(str(told).replace(" with ", "\nwith "))
 
 # %% [markdown]
 # ## 2. Experts on four ranks
@@ -383,7 +383,7 @@ away = (sent.sum() - np.trace(sent)) * D * 8
 counted = sum(found["bytes"] for found in ranks)
 even = indices.size * D * 8 * (R - 1) / R
 print(f"bytes counted: {counted:,}; rows that left, times {D} × 8: "
-      f"{away:,}; of an even choice: {even:,.0f}")
+      f"{away:,};\nof an even choice: {even:,.0f}")
 assert counted == away
 
 # %% [markdown]
@@ -640,7 +640,7 @@ print(f"a row: {row:,} bytes; a token and a layer send {trip:,.0f} a trip, "
 print(f"all {layers} layers: {float(sent.all_to_all) / 1e6:.1f} MB a "
       f"token; between stages: {sent.pipeline / 1e6:.2f} MB")
 print(f"ZeRO-1 with Muon sends {sent.ratio:.2f} times what it does with "
-      "AdamW, if momentum of experts is gathered, too")
+      "AdamW,\nif momentum of experts is gathered, too")
 assert 4 * trip * layers == float(sent.all_to_all)
 
 # %% [markdown]
