@@ -138,8 +138,12 @@ class Muon(torch.optim.Optimizer):
             weights.split(count), grads.split(count), buffers.split(count), strict=True
         ):
             buffer.lerp_(gradient, 1 - mu)
-            direction = gradient.lerp(buffer, mu) if group["nesterov"] else buffer
-            update = newton_schulz(direction, group["steps"], group["iteration_dtype"])
+            update = newton_schulz(
+                # Nameless, so that it is gone before the next one takes memory.
+                gradient.lerp(buffer, mu) if group["nesterov"] else buffer,
+                group["steps"],
+                group["iteration_dtype"],
+            )
             weight.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-size)
 
 
