@@ -171,14 +171,14 @@ def _most_threads(engine: str) -> int:
 def threads(engine: str, count: int | None) -> Iterator[int]:
     """Compute on `count` threads inside, None leaving them as they are; gives how many these are.
 
-    For the reference, BLAS and Numba get the same number.
+    For the reference, BLAS and Numba get the same number, at most what Numba was started with.
     """
     if engine == "reference":
         import numba
 
         blas, before = ThreadpoolController().select(user_api="blas"), numba.get_num_threads()
         pools = max((pool["num_threads"] for pool in blas.info()), default=before)
-        count = count or min(pools, before)
+        count = min(count or min(pools, before), _most_threads(engine))
         with blas.limit(limits=count):
             numba.set_num_threads(count)
             try:
