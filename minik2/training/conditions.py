@@ -32,7 +32,7 @@ def fit(cfg: ModelConfig, settings: Settings, corpus: Corpus) -> None:
 def ranks(
     cfg: ModelConfig, settings: Settings, count: int, expert_ranks: int, mixed: bool
 ) -> None:
-    """Raises ValueError for what `count` ranks, one being none beside it, cannot do together."""
+    """Raises ValueError for what `count` ranks cannot do together; 1 is a process by itself."""
     if count == 1:
         if expert_ranks > 1:
             raise ValueError(
