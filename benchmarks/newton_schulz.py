@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import records
-from minik2 import pytorch, reference
+from minik2 import host, pytorch, reference
 from minik2.doctor import machine, measure
 from minik2.pytorch import newton_schulz as in_torch
 from minik2.reference import newton_schulz as by_hand
@@ -111,7 +111,7 @@ def cases() -> list[Callable[[], Case]]:
     """Each made only when it is its turn, for the sake of memory."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
-    free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if gpu else host.memory()[1]
     many = 64 if free / 2 > 64 * 1408 * 2048 * BYTES else 8
     return [
         lambda: torch_case((32, 512, 256), 3.0 if gpu else 1.6, device),
@@ -133,19 +133,17 @@ def measured(case: Case, rounds: int) -> dict[str, Any]:
     peak = case.peak()
     pairs = []
     for number in tqdm(range(rounds), desc=case.name, disable=None):
-        if number % 2:
-            ours = timed(case.ours)
-            pairs.append((timed(case.other), ours))
-        else:
-            pairs.append((timed(case.other), timed(case.ours)))
-    other, own = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+        order = [case.other, case.ours] if number % 2 == 0 else [case.ours, case.other]
+        taken = {run: timed(run) for run in order}
+        pairs.append((taken[case.other], taken[case.ours]))
+    other, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     peak = max(peak, case.peak()) * 1e9
     return {
-        "case": case.name, "promised": case.promised, "seconds": own, "other_seconds": other,
+        "case": case.name, "promised": case.promised, "seconds": ours, "other_seconds": other,
         "times": records.times(*zip(*pairs, strict=True)),
         "flops": case.our_flops, "plain_flops": case.plain_flops, "peak_gflops": peak / 1e9,
-        "share_of_peak": case.our_flops / own / peak,
-        "plain_share_of_peak": case.plain_flops / own / peak,
+        "share_of_peak": case.our_flops / ours / peak,
+        "plain_share_of_peak": case.plain_flops / ours / peak,
         "other_share_of_peak": case.plain_flops / other / peak,
     }  # fmt: skip
 

@@ -162,6 +162,9 @@ class Corpus:
                 f"{held_out} held out")  # fmt: skip
         return f"{said}, {self.left_out:,} left out, being no text" if self.left_out else said
 
+    def __repr__(self) -> str:
+        return f"Corpus({self})"
+
 
 def split_of(name: str) -> str:
     """Which split the file called `name` belongs to: validation for one name in twenty."""
